@@ -1,0 +1,84 @@
+# `make help` lists the doors. Each does the set-up that it needs; what is done already is not done again.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.ONESHELL:
+
+export PATH := $(PATH):/usr/sbin:/sbin
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+SECONDS ?= 10
+TESTS ?= tests
+PYTEST_ARGS ?=
+
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+TEST_STAMP := build/.bootstrapped-test
+
+.PHONY: help
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+.PHONY: install
+install: $(RUN_STAMP) ## distribution packages, .venv, and the command .venv/bin/rsyncfs
+
+.PHONY: demo
+demo: $(RUN_STAMP) ## replicate a live directory over loopback for some seconds (root; SECONDS=10)
+	$(AS_ROOT) $(VENV)/bin/rsyncfs demo --seconds $(SECONDS)
+
+.PHONY: test
+test: $(DEV_STAMP) $(TEST_STAMP) ## the whole suite, with real eBPF (root; TESTS=tests/unit for a part)
+	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest $(TESTS) $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(DEV_STAMP) ## ruff and mypy --strict
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+.PHONY: format
+format: $(DEV_STAMP) ## let ruff lay the code out
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+.PHONY: lock
+lock: ## write requirements*.lock anew from pyproject.toml, newest versions
+	rm -rf build/lock
+	/usr/bin/python3 -m venv build/lock
+	build/lock/bin/pip --disable-pip-version-check --quiet install 'pip-tools>=7.5'
+	export CUSTOM_COMPILE_COMMAND="make lock"
+	options="--quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --no-emit-options"
+	build/lock/bin/pip-compile $$options --extra build -o requirements.lock pyproject.toml
+	build/lock/bin/pip-compile $$options --extra build --extra dev -c requirements.lock -o requirements-dev.lock \
+		pyproject.toml
+
+.PHONY: clean
+clean: ## remove what was made, .venv included
+	@find . -name __pycache__ -prune -not -path './.git/*' -exec rm -rf {} + 2>/dev/null || true
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info 2>/dev/null || \
+		$(AS_ROOT) rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+# The virtual environment sees the distribution's packages, for BCC; everything else comes from the lock.
+$(PYTHON):
+	scripts/bootstrap run
+	/usr/bin/python3 -m venv --system-site-packages $(VENV)
+
+$(RUN_STAMP): $(PYTHON) requirements.lock pyproject.toml scripts/bootstrap
+	scripts/bootstrap run
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-build-isolation --no-deps --editable .
+	$(PYTHON) -c 'from replicator.resources import load_bcc; load_bcc()'
+	touch $@
+
+$(DEV_STAMP): $(RUN_STAMP) requirements-dev.lock
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	touch $@
+
+$(TEST_STAMP): scripts/bootstrap
+	scripts/bootstrap test
+	mkdir -p $(dir $@)
+	touch $@

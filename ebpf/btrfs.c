@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * btrfs marks ranges of a file's io_tree before it changes them, and one tracepoint tells of every mark:
+ *
+ *	DELALLOC	bytes were put into the page cache: write() and its kin, a mapping's first store into a clean page,
+ *			the zeroed rest of a block at either end of a truncation or a hole. The bytes are there already,
+ *			the new size is not yet.
+ *	LOCKED to ~0	the file was truncated; i_size is the new size already.
+ *	LOCKED		everything else that changes extents (holes, clones, encoded writes), before it happens; but reads,
+ *			writeback and fsync lock as well.
+ *
+ * Who changes extents holds the inode's lock exclusively, readers and writeback do not: the owner of i_rwsem tells them
+ * apart in every context (system calls, io_uring, nfsd, a loop device). Of what remains, the system call's number tells
+ * which locks are of no interest; a task without a number that we know is always reported.
+ *
+ * Direct I/O that btrfs does not turn into buffered I/O is the iomap family's.
+ */
+
+/* Values of the kernel's enums move from one version to the next. */
+#ifndef ENUMERATOR
+#define ENUMERATOR(name) name
+#endif
+
+#define BTRFS_SECTOR 4096 /* of the x86-64 kernels on which system calls are told apart */
+
+#define BTRFS_PF_KTHREAD 0x00200000
+#define BTRFS_FALLOC_KEEP_SIZE 1
+#define BTRFS_IOC_DEFRAG_NR 0x50009402
+#define BTRFS_IOC_DEFRAG_RANGE_NR 0x40309410
+#define BTRFS_FIDEDUPERANGE_NR 0xc0189436
+#define BTRFS_FICLONE_NR 0x40049409
+#define BTRFS_FICLONERANGE_NR 0x4020940d
+
+/* What the lock of a range means, judged by who takes it. */
+enum btrfs_reason {
+	BTRFS_CONTENT,	/* the range's bytes may change */
+	BTRFS_KEEPSIZE, /* the same, but the size does not */
+	BTRFS_GROWTH,	/* only the size changes */
+	BTRFS_NOTHING,	/* neither, or a hook reports it better */
+};
+
+/* Whether the current task is the one that holds the inode's lock for writing. */
+static __always_inline bool btrfs_owns(void *inode)
+{
+#if HAS_FIELD(rw_semaphore, owner)
+	void *owner = ADDRESS(rw_semaphore, owner, ADDRESS(inode, i_rwsem, inode));
+
+	/* the lowest three bits are flags; a reader's has the first of them set */
+	return ((u64)FIELD(atomic_long_t, counter, owner) & ~6UL) == bpf_get_current_task();
+#else
+	return true;
+#endif
+}
+
+#ifdef __x86_64__
+static __always_inline void *btrfs_inode_of(int fd)
+{
+	void *files = FIELD(task_struct, files, bpf_get_current_task());
+	void *table = FIELD(files_struct, fdt, files);
+	void *file = 0;
+
+	if (fd < 0 || (u32)fd >= FIELD(fdtable, max_fds, table))
+		return 0;
+	bpf_probe_read_kernel(&file, sizeof(file), (void *)((u64)FIELD(fdtable, fd, table) + 8 * (u64)(u32)fd));
+	return file ? FIELD(file, f_inode, file) : 0;
+}
+
+/* Cloning writes its source back under both locks: that is no change of the source. */
+static __always_inline enum btrfs_reason btrfs_cloning(void *inode, int from, int to)
+{
+	return btrfs_inode_of(from) == inode && btrfs_inode_of(to) != inode ? BTRFS_NOTHING : BTRFS_CONTENT;
+}
+
+static __always_inline enum btrfs_reason btrfs_of_ioctl(void *inode, void *regs)
+{
+	u32 command = FIELD(pt_regs, si, regs);
+	u64 argument = FIELD(pt_regs, dx, regs);
+	s64 from = argument;
+
+	switch (command) {
+	case BTRFS_IOC_DEFRAG_NR:
+	case BTRFS_IOC_DEFRAG_RANGE_NR:
+	case BTRFS_FIDEDUPERANGE_NR:
+		return BTRFS_NOTHING; /* other extents, the same bytes */
+	case BTRFS_FICLONERANGE_NR:
+		if (bpf_probe_read_user(&from, sizeof(from), (void *)argument))
+			return BTRFS_CONTENT;
+		/* fall through */
+	case BTRFS_FICLONE_NR:
+		return btrfs_cloning(inode, from, FIELD(pt_regs, di, regs));
+	}
+	return BTRFS_CONTENT;
+}
+
+static __always_inline enum btrfs_reason btrfs_of_fallocate(void *regs)
+{
+	u32 mode = FIELD(pt_regs, si, regs);
+
+	if (mode & ~BTRFS_FALLOC_KEEP_SIZE)
+		return mode & BTRFS_FALLOC_KEEP_SIZE ? BTRFS_KEEPSIZE : BTRFS_CONTENT;
+	return mode ? BTRFS_NOTHING : BTRFS_GROWTH; /* what is allocated reads as it did before */
+}
+
+/* For tasks of the 64-bit ABI: those of the other one are not told apart, and reported. */
+static __always_inline enum btrfs_reason btrfs_of_call(void *inode, void *regs)
+{
+	switch ((s64)FIELD(pt_regs, orig_ax, regs)) {
+	case 16: /* ioctl */
+		return btrfs_of_ioctl(inode, regs);
+	case 285: /* fallocate */
+		return btrfs_of_fallocate(regs);
+	case 326: /* copy_file_range */
+		return btrfs_cloning(inode, FIELD(pt_regs, di, regs), FIELD(pt_regs, dx, regs));
+	case 76: /* truncate */
+	case 77: /* ftruncate */
+		return BTRFS_GROWTH;
+	case 2:	  /* open */
+	case 85:  /* creat */
+	case 257: /* openat */
+	case 437: /* openat2 */
+	case 1:	  /* write, and all that DELALLOC or the iomap family reports */
+	case 18:  /* pwrite64 */
+	case 20:  /* writev */
+	case 40:  /* sendfile */
+	case 209: /* io_submit */
+	case 275: /* splice */
+	case 296: /* pwritev */
+	case 328: /* pwritev2 */
+	case 26:  /* msync, and all that only writes back */
+	case 74:  /* fsync */
+	case 75:  /* fdatasync */
+	case 162: /* sync */
+	case 277: /* sync_file_range */
+	case 306: /* syncfs */
+		return BTRFS_NOTHING;
+	}
+	return BTRFS_CONTENT;
+}
+#endif
+
+/* Where no system call is to blame, or none that is known: content. */
+static __always_inline enum btrfs_reason btrfs_judge(void *inode)
+{
+	void *task = (void *)bpf_get_current_task();
+
+	if (FIELD(task_struct, flags, task) & BTRFS_PF_KTHREAD) {
+		u64 comm = 0;
+
+		/* the cleaner defragments; nfsd and loop devices punch, zero and clone */
+		bpf_probe_read_kernel(&comm, sizeof(comm), ADDRESS(task_struct, comm, task));
+		return comm == 0x6c632d7366727462UL /* "btrfs-cl", little-endian */ ? BTRFS_NOTHING : BTRFS_CONTENT;
+	}
+#ifdef __x86_64__
+	/* TS_COMPAT of thread_info.status, PF_IO_WORKER: no system call of the 64-bit ABI */
+	if (FIELD(thread_info, status, task) & 2 || FIELD(task_struct, flags, task) & 0x10)
+		return BTRFS_CONTENT;
+	return btrfs_of_call(inode, (void *)bpf_task_pt_regs(bpf_get_current_task_btf()));
+#else
+	return BTRFS_CONTENT;
+#endif
+}
+
+static __always_inline void btrfs_locked(struct rsyncfs_subject *subject, u64 start, u64 len)
+{
+	u64 size = FIELD(inode, i_size, subject->inode);
+	enum btrfs_reason reason;
+
+	if (start + len == 0) { /* to the last byte there can be */
+		rsyncfs_emit(subject, RSYNCFS_SIZE, RSYNCFS_F_BEFORE, size, 0);
+		return;
+	}
+	if (!btrfs_owns(subject->inode))
+		return;
+	reason = btrfs_judge(subject->inode);
+	if (reason == BTRFS_GROWTH) {
+		/* the size grows from here; a truncation locks every folio behind its new size */
+		if (start >= size && start - size < BTRFS_SECTOR)
+			rsyncfs_emit(subject, RSYNCFS_SIZE, RSYNCFS_F_BEFORE, size, 0);
+		return;
+	}
+	if (reason == BTRFS_KEEPSIZE) {
+		if (start >= size)
+			return;
+		if (len > size - start)
+			len = size - start;
+	}
+	if (reason != BTRFS_NOTHING)
+		rsyncfs_emit(subject, RSYNCFS_WRITE, RSYNCFS_F_BEFORE | RSYNCFS_F_HOLES, start, len);
+}
+
+/* A store through a mapping comes as a page fault, in which no system call is under way. */
+static __always_inline bool btrfs_in_fault(void)
+{
+#ifdef __x86_64__
+	void *task = (void *)bpf_get_current_task();
+
+	if (FIELD(task_struct, flags, task) & (BTRFS_PF_KTHREAD | 0x10))
+		return false;
+	return (s64)FIELD(pt_regs, orig_ax, (void *)bpf_task_pt_regs(bpf_get_current_task_btf())) < 0;
+#else
+	return false;
+#endif
+}
+
+HOOK(btrfs, btrfs_set_extent_bit, struct extent_io_tree *, u64, u64, unsigned int)
+{
+	void *tree = ARGUMENT(void *, 0);
+	u64 start = ARGUMENT(u64, 1);
+	u64 len = ARGUMENT(u64, 2);
+	u32 bits = ARGUMENT(u32, 3);
+	struct rsyncfs_subject subject = {};
+
+	if (!(bits & ENUMERATOR(EXTENT_DELALLOC)) && bits != ENUMERATOR(EXTENT_LOCKED))
+		return 0;
+	if (bits & ENUMERATOR(EXTENT_DEFRAG)) /* dirtied to be written elsewhere, unchanged */
+		return 0;
+	/* other trees have a filesystem where these have an inode */
+	if (FIELD(extent_io_tree, owner, tree) != ENUMERATOR(IO_TREE_INODE_IO))
+		return 0;
+	if (!rsyncfs_watched_file(ADDRESS(btrfs_inode, vfs_inode, FIELD(extent_io_tree, inode, tree)), RSYNCFS_BTRFS,
+				  &subject))
+		return 0;
+	if (bits & ENUMERATOR(EXTENT_DELALLOC))
+		rsyncfs_emit(&subject, btrfs_in_fault() ? RSYNCFS_FOLIO : RSYNCFS_WRITE, 0, start, len);
+	else
+		btrfs_locked(&subject, start, len);
+	return 0;
+}

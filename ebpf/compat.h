@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * Where kernels differ. No struct of the kernel is ever compiled: each member's offset and type come from the running
+ * kernel's BTF, as constants that the loader writes in front of this file after reading every FIELD(), ADDRESS() and
+ * HAS_FIELD() in these sources. (A compiler's idea of a layout can be wrong without a word; BTF's is the kernel's own.)
+ *
+ * The arguments are plain words, never macros or nested members, because the loader finds them in the text:
+ *
+ *	u64 number = FIELD(inode, i_ino, inode);	  the value of a number or pointer member
+ *	void *folio_data = ADDRESS(xfs_inode, i_vnode, ip); the address of a member that is itself a struct
+ *	#if HAS_FIELD(iomap_iter, iter_start_pos)	  a member that some kernels lack
+ *
+ * A family that reads a member this kernel lacks, without asking HAS_FIELD() first, is left out and reported.
+ */
+#ifndef RSYNCFS_COMPAT_H
+#define RSYNCFS_COMPAT_H
+
+#define FIELD(type, member, pointer)                                                                                   \
+	({                                                                                                             \
+		RSYNCFS_TYPE_##type##__##member field_value = 0;                                                       \
+		bpf_probe_read_kernel(&field_value, sizeof(field_value), ADDRESS(type, member, pointer));              \
+		field_value;                                                                                           \
+	})
+#define ADDRESS(type, member, pointer) ((void *)((u64)(pointer) + RSYNCFS_OFFSET_##type##__##member))
+/* The struct that holds the member at `pointer`. */
+#define CONTAINER(type, member, pointer) ((void *)((u64)(pointer)-RSYNCFS_OFFSET_##type##__##member))
+#define HAS_FIELD(type, member) RSYNCFS_HAS_##type##__##member
+
+/* The value of an enumerator of the kernel: ENUMERATOR(name), or ENUMERATOR(name, value where there is none). */
+#define ENUMERATOR(name, ...) RSYNCFS_ENUM_##name(__VA_ARGS__)
+
+/*
+ * One raw tracepoint program. What follows the tracepoint's name are the types of its arguments as BTF spells them
+ * (pointers as "struct inode *"); a hook whose tracepoint is missing or has other arguments is left out and reported.
+ * "..." at the end stands for arguments that do not matter.
+ */
+#define HOOK(family, tracepoint, ...) int hook__##family##__##tracepoint(struct bpf_raw_tracepoint_args *ctx)
+#define ARGUMENT(type, index) ((type)ctx->args[index])
+
+/* Constants that are macros in the kernel, and so not in BTF. Their values hold from 5.15 to 6.18 at least. */
+#define RSYNCFS_PF_IO_WORKER 0x00000010
+#define RSYNCFS_PF_WQ_WORKER 0x00000020
+#define RSYNCFS_PF_DUMPCORE 0x00000200
+#define RSYNCFS_PF_USER_WORKER 0x00004000
+#define RSYNCFS_PF_LOCAL_THROTTLE 0x00100000
+#define RSYNCFS_PF_KTHREAD 0x00200000
+#define RSYNCFS_TS_COMPAT 0x0002
+#define RSYNCFS_I_NEW ENUMERATOR(I_NEW, 1 << 3) /* macros before 6.11, other bits since */
+#define RSYNCFS_I_FREEING ENUMERATOR(I_FREEING, 1 << 5)
+#define RSYNCFS_IOMAP_WRITE (1 << 0)
+#define RSYNCFS_IOMAP_FAULT (1 << 3)
+#define RSYNCFS_IOMAP_DIRECT (1 << 4)
+#define RSYNCFS_IOMAP_UNSHARE (1 << 7)
+#define RSYNCFS_EXT4_MOUNT_DATA_FLAGS 0x00C00
+#define RSYNCFS_EXT4_MOUNT_JOURNAL_DATA 0x00400
+#define RSYNCFS_EXT4_MOUNT_DELALLOC 0x8000000
+#define RSYNCFS_EXT4_JOURNAL_DATA_FL 0x00004000
+#define RSYNCFS_EXT4_INLINE_DATA_FL 0x10000000
+
+/* Bytes of a folio. Large ones (PG_head) keep their order in the second page's flags, since 6.6. */
+static __always_inline u64 rsyncfs_folio_bytes(void *folio)
+{
+	u64 flags = 0;
+	u32 order = 0;
+
+	bpf_probe_read_kernel(&flags, sizeof(flags), ADDRESS(folio, flags, folio));
+	if (flags & (1UL << PG_head)) {
+#if HAS_FIELD(folio, _folio_order)
+		order = FIELD(folio, _folio_order, folio);
+#else
+		order = FIELD(folio, _flags_1, folio) & 0xff;
+#endif
+	}
+	return (u64)PAGE_SIZE << (order & 31);
+}
+
+#endif

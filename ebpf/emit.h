@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * The only submit path. A record that cannot be submitted marks its inode in `lost` first and is counted then: who
+ * sees the count finds the inode. Nothing else writes to the ring, so that its records have one stride.
+ */
+#ifndef RSYNCFS_EMIT_H
+#define RSYNCFS_EMIT_H
+
+static __always_inline void rsyncfs_count_loss(u32 cause)
+{
+	u64 *count = losses.lookup(&cause);
+
+	if (count)
+		*count += 1;
+}
+
+static __always_inline void rsyncfs_emit_lost(const struct rsyncfs_subject *subject)
+{
+	struct rsyncfs_inode_key key = {};
+	u64 now = bpf_ktime_get_ns();
+
+	key.root = subject->root;
+	key.ino = subject->ino;
+	key.gen = subject->gen;
+	key.fs = subject->fs;
+	if (lost.update(&key, &now))
+		rsyncfs_count_loss(RSYNCFS_LOST_MAP_FULL);
+	rsyncfs_count_loss(RSYNCFS_RING_FULL);
+}
+
+/* `flags` are RSYNCFS_F_HOLES and RSYNCFS_F_BEFORE; RSYNCFS_F_MAPPED comes with the subject. */
+static __always_inline void rsyncfs_emit(const struct rsyncfs_subject *subject, u8 kind, u16 flags, u64 off, u64 len)
+{
+	struct rsyncfs_event *event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
+
+	if (!event) {
+		rsyncfs_emit_lost(subject);
+		return;
+	}
+	event->ts = bpf_ktime_get_ns();
+	event->ino = subject->ino;
+	event->off = off;
+	event->len = len;
+	event->root = subject->root;
+	event->cgroup = bpf_get_current_cgroup_id();
+	event->gen = subject->gen;
+	event->pid = bpf_get_current_pid_tgid() >> 32;
+	event->kind = kind;
+	event->fs = subject->fs;
+	event->flags = subject->flags | flags;
+	event->epoch = 0;
+	events.ringbuf_submit(event, 0);
+}
+
+#endif

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * Direct writes, on every filesystem that uses iomap for them (ext4, XFS, btrfs): after the data and the size, in
+ * whatever task completes them. Only the beginning tells writes from reads. A failed write may have written a part:
+ * its range is the one it began with.
+ */
+
+struct direct_write {
+	u64 off;
+	u64 len;
+};
+/* Direct writes in flight, by kiocb. A read that begins with the same kiocb removes what a lost write left. */
+BPF_HASH(direct_writes, u64, struct direct_write, 16384);
+/* How many did not fit: from then on, what ends without having begun may be one of them. */
+BPF_ARRAY(direct_writes_unknown, u64, 1);
+
+HOOK(iomap, iomap_dio_rw_begin, struct kiocb *, struct iov_iter *, ...)
+{
+	u64 iocb = ARGUMENT(u64, 0);
+	void *iter = ARGUMENT(void *, 1);
+	struct rsyncfs_subject subject;
+	struct direct_write range;
+	u32 zero = 0;
+	u64 *unknown;
+
+	if (!rsyncfs_watched(FIELD(file, f_inode, FIELD(kiocb, ki_filp, iocb)), &subject))
+		return 0;
+	if (!FIELD(iov_iter, data_source, iter)) {
+		direct_writes.delete(&iocb);
+		return 0;
+	}
+	range.off = FIELD(kiocb, ki_pos, iocb);
+	range.len = FIELD(iov_iter, count, iter);
+	if (direct_writes.update(&iocb, &range)) {
+		unknown = direct_writes_unknown.lookup(&zero);
+		if (unknown)
+			__sync_fetch_and_add(unknown, 1);
+	}
+	return 0;
+}
+
+HOOK(iomap, iomap_dio_complete, struct kiocb *, int, ssize_t)
+{
+	u64 iocb = ARGUMENT(u64, 0);
+	s64 written = ARGUMENT(s64, 2);
+	struct rsyncfs_subject subject;
+	struct direct_write *begun;
+	u32 zero = 0;
+	u64 *unknown;
+	u64 end;
+
+	if (!rsyncfs_watched(FIELD(file, f_inode, FIELD(kiocb, ki_filp, iocb)), &subject) ||
+	    !RSYNCFS_IS_FILE(subject.mode))
+		return 0;
+	begun = direct_writes.lookup(&iocb);
+	if (!begun) {
+		unknown = direct_writes_unknown.lookup(&zero);
+		if (unknown && *unknown)
+			rsyncfs_emit(&subject, RSYNCFS_WHOLE, RSYNCFS_F_BEFORE, 0, ~0ULL);
+		return 0;
+	}
+	if (ARGUMENT(int, 1) || written < 0) {
+		rsyncfs_emit(&subject, RSYNCFS_WRITE, RSYNCFS_F_BEFORE, begun->off, begun->len);
+	} else if (written > 0) {
+		end = FIELD(kiocb, ki_pos, iocb);
+		rsyncfs_emit(&subject, RSYNCFS_WRITE, end > FIELD(inode, i_size, subject.inode) ? RSYNCFS_F_BEFORE : 0,
+			     end - written, written);
+	}
+	direct_writes.delete(&iocb);
+	return 0;
+}

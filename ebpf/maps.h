@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * All maps, each with one writer. RSYNCFS_RING_PAGES and RSYNCFS_LOST_INODES are defined by the loader.
+ */
+#ifndef RSYNCFS_MAPS_H
+#define RSYNCFS_MAPS_H
+
+/* Written by the reader: which superblocks (kernel dev_t) are watched. */
+struct rsyncfs_filesystem {
+	u8 index; /* the `fs` of the records */
+	u8 type;  /* enum rsyncfs_type */
+};
+BPF_HASH(filesystems, u32, struct rsyncfs_filesystem, 64);
+
+enum rsyncfs_type {
+	RSYNCFS_OTHER = 0,
+	RSYNCFS_EXT4 = 1,
+	RSYNCFS_XFS = 2,
+	RSYNCFS_BTRFS = 3,
+	RSYNCFS_TMPFS = 4,
+};
+
+/* Written by emit.h: the records, and what could not be submitted. */
+BPF_RINGBUF_OUTPUT(events, RSYNCFS_RING_PAGES);
+
+enum rsyncfs_loss {
+	RSYNCFS_RING_FULL = 0,	   /* a record did not fit; its inode is in `lost` */
+	RSYNCFS_LOST_MAP_FULL = 1, /* nor did its inode: everything must be looked at again */
+	RSYNCFS_LOSSES = 2,
+};
+BPF_PERCPU_ARRAY(losses, u64, RSYNCFS_LOSSES);
+
+struct rsyncfs_inode_key {
+	u64 root;
+	u64 ino;
+	u32 gen;
+	u32 fs;
+};
+BPF_HASH(lost, struct rsyncfs_inode_key, u64, RSYNCFS_LOST_INODES);
+
+#endif

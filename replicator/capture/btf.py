@@ -1,0 +1,231 @@
+"""The kernel's own description of its types (BTF), read from /sys/kernel/btf.
+
+Takes raw BTF, vmlinux and those of modules on top of it; gives offsets and types of struct members and the argument
+types of raw tracepoints. Does not interpret what it is not asked about. Offsets and sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+BTF_DIRECTORY = Path("/sys/kernel/btf")
+
+_INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF = 1, 2, 3, 4, 5, 6, 7, 8
+_VOLATILE, _CONST, _RESTRICT, _FUNC, _FUNC_PROTO, _DATASEC, _TYPE_TAG, _ENUM64 = 9, 10, 11, 12, 13, 15, 18, 19
+_TRANSPARENT = frozenset({_VOLATILE, _CONST, _RESTRICT, _TYPE_TAG})
+# 32-bit words that follow a type's three, by kind: a fixed number, and a number for each of its vlen entries.
+_FIXED = {_INT: 1, _ARRAY: 3, 14: 1, 17: 1}
+_EACH = {_STRUCT: 3, _UNION: 3, _ENUM: 2, _FUNC_PROTO: 2, _DATASEC: 3, _ENUM64: 3}
+_PREFIX = {_STRUCT: "struct ", _UNION: "union ", _ENUM: "enum ", _ENUM64: "enum "}
+
+
+class BtfError(ValueError):
+    """The bytes are not BTF that this module understands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a member lies in its struct, and as which C type it is read; None for what is no number or pointer."""
+
+    offset: int
+    ctype: str | None
+
+
+class _Section:
+    """One BTF blob; `base` is where its type ids and string offsets start."""
+
+    def __init__(self, blob: bytes, first_id: int, first_string: int) -> None:
+        if len(blob) < 24:
+            raise BtfError("BTF is too short for its header")
+        magic, _version, _flags, header, type_off, type_len, string_off, string_len = struct.unpack_from(
+            "<HBBIIIII", blob
+        )
+        if magic != 0xEB9F or header + max(type_off + type_len, string_off + string_len) > len(blob):
+            raise BtfError("BTF has a wrong header")
+        self.words = memoryview(blob)[header + type_off : header + type_off + type_len].cast("I")
+        self.strings = blob[header + string_off : header + string_off + string_len]
+        self.first_id = first_id
+        self.first_string = first_string
+        self.positions: list[int] = []
+        words, position, end = self.words, 0, len(self.words)
+        while position < end:
+            self.positions.append(position)
+            info = words[position + 1]
+            kind = info >> 24 & 0x1F
+            position += 3 + _FIXED.get(kind, 0) + _EACH.get(kind, 0) * (info & 0xFFFF)
+        if position != end:
+            raise BtfError("BTF's last type is cut short")
+
+    def offset_of(self, name: str) -> int:
+        """Where in the strings a name is (each is there once); -1 if it is not."""
+        found = self.strings.find(b"\0" + name.encode() + b"\0")
+        return found + 1 if found >= 0 else -1
+
+
+class Btf:
+    """The types of vmlinux and of the modules that were added."""
+
+    def __init__(self, vmlinux: bytes) -> None:
+        self._sections = [_Section(vmlinux, 1, 0)]
+        self._ids: dict[tuple[int, str], int] = {}
+        self._enumerators: dict[int, int] = {}  # by the offset of the name
+        self._index(self._sections[0])
+
+    @classmethod
+    def of_kernel(cls, modules: tuple[str, ...] = (), directory: Path = BTF_DIRECTORY) -> Btf:
+        """Read the running kernel's. Modules that are built in, or not loaded, have no file and are passed over.
+
+        OSError if vmlinux has none; BtfError if it is malformed.
+        """
+        btf = cls((directory / "vmlinux").read_bytes())
+        for module in modules:
+            path = directory / module
+            if path.exists():
+                btf.add(path.read_bytes())
+        return btf
+
+    def add(self, module: bytes) -> None:
+        """Add a module's (split) BTF. Modules do not refer to one another, only to vmlinux."""
+        base = self._sections[0]
+        section = _Section(module, 1 + len(base.positions), len(base.strings))
+        self._sections.append(section)
+        self._index(section)
+
+    def member(self, type_name: str, member: str) -> Member | None:
+        """A member of a struct, union or typedef of one; members of anonymous parts count. None if there is none.
+
+        BtfError for a bit-field: it has no address.
+        """
+        for kind in (_STRUCT, _UNION, _TYPEDEF):
+            where = self._ids.get((kind, type_name))
+            if where is not None:
+                return self._find(where, self._resolve(where), member)
+        return None
+
+    def tracepoint(self, name: str) -> tuple[str, ...] | None:
+        """The types of a raw tracepoint's arguments, as C spells them, without qualifiers. None if there is none."""
+        where = self._ids.get((_TYPEDEF, f"btf_trace_{name}"))
+        if where is None:
+            return None
+        section, position = self._at(where, self._resolve(where))  # a pointer
+        section, position = self._at(where, self._resolve(where, section.words[position + 2]))
+        words = section.words
+        count = words[position + 1] & 0xFFFF
+        # the first is the probe's private data
+        return tuple(self._spell(where, words[position + 4 + 2 * i]) for i in range(1, count))
+
+    def enumerator(self, name: str) -> int | None:
+        """The value of an enumerator of vmlinux, as a number without sign. None if there is none."""
+        section = self._sections[0]
+        if not self._enumerators:
+            words = section.words
+            for position in section.positions:
+                info = words[position + 1]
+                kind, count = info >> 24 & 0x1F, info & 0xFFFF
+                if kind not in (_ENUM, _ENUM64):
+                    continue
+                width = _EACH[kind]
+                for entry in range(position + 3, position + 3 + width * count, width):
+                    value = words[entry + 1] | (words[entry + 2] << 32 if kind == _ENUM64 else 0)
+                    self._enumerators.setdefault(words[entry], value)
+        return self._enumerators.get(section.offset_of(name))
+
+    def function(self, name: str) -> int | None:
+        """The type id of a function of vmlinux. None if there is none."""
+        section = self._sections[0]
+        offset = section.offset_of(name)
+        for index, position in enumerate(section.positions):
+            if section.words[position] == offset and section.words[position + 1] >> 24 & 0x1F == _FUNC:
+                return section.first_id + index
+        return None
+
+    # A type is found by a handle: its id, plus the number of its section, because ids of modules overlap.
+
+    def _index(self, section: _Section) -> None:
+        number = self._sections.index(section)
+        for index, position in enumerate(section.positions):
+            kind = section.words[position + 1] >> 24 & 0x1F
+            if kind in (_STRUCT, _UNION, _TYPEDEF):
+                name = self._string(section, section.words[position])
+                self._ids.setdefault((kind, name), number << 32 | (section.first_id + index))
+
+    def _string(self, section: _Section, offset: int) -> str:
+        strings, start = section.strings, offset - section.first_string
+        if start < 0:
+            strings, start = self._sections[0].strings, offset
+        return strings[start : strings.index(b"\0", start)].decode()
+
+    def _at(self, where: int, type_id: int) -> tuple[_Section, int]:
+        section = self._sections[where >> 32]
+        if type_id < section.first_id:
+            section = self._sections[0]
+        return section, section.positions[type_id - section.first_id]
+
+    def _kind(self, where: int, type_id: int) -> int:
+        if type_id == 0:
+            return 0  # void
+        section, position = self._at(where, type_id)
+        return section.words[position + 1] >> 24 & 0x1F
+
+    def _resolve(self, where: int, type_id: int | None = None) -> int:
+        """The id behind typedefs and qualifiers."""
+        found = where & 0xFFFFFFFF if type_id is None else type_id
+        while (kind := self._kind(where, found)) == _TYPEDEF or kind in _TRANSPARENT:
+            section, position = self._at(where, found)
+            found = section.words[position + 2]
+        return found
+
+    def _find(self, where: int, type_id: int, member: str) -> Member | None:
+        section, position = self._at(where, type_id)
+        words = section.words
+        info = words[position + 1]
+        if (info >> 24 & 0x1F) not in (_STRUCT, _UNION):
+            return None
+        for entry in range(position + 3, position + 3 + 3 * (info & 0xFFFF), 3):
+            bits, width = words[entry + 2], 0
+            if info >> 31:  # the struct has bit-fields: eight bits of width in front
+                bits, width = bits & 0xFFFFFF, bits >> 24
+            name = self._string(section, words[entry])
+            if name == member:
+                if width or bits % 8:
+                    raise BtfError(f"{member} is a bit-field and has no address")
+                return Member(bits // 8, self._ctype(where, words[entry + 1]))
+            if not name:
+                inner = self._find(where, self._resolve(where, words[entry + 1]), member)
+                if inner is not None:
+                    return Member(bits // 8 + inner.offset, inner.ctype)
+        return None
+
+    def _ctype(self, where: int, type_id: int) -> str | None:
+        resolved = self._resolve(where, type_id)
+        kind = self._kind(where, resolved)
+        if kind == _PTR:
+            return "void *"
+        if kind not in (_INT, _ENUM, _ENUM64):
+            return None
+        section, position = self._at(where, resolved)
+        size = section.words[position + 2]
+        if kind == _INT:
+            signed = section.words[position + 3] >> 24 & 1
+        else:
+            signed = section.words[position + 1] >> 31
+        return f"{'s' if signed else 'u'}{8 * size}" if size in (1, 2, 4, 8) else None
+
+    def _spell(self, where: int, type_id: int) -> str:
+        while self._kind(where, type_id) in _TRANSPARENT:
+            section, position = self._at(where, type_id)
+            type_id = section.words[position + 2]
+        kind = self._kind(where, type_id)
+        if kind == 0:
+            return "void"
+        section, position = self._at(where, type_id)
+        if kind == _PTR:
+            inner = self._spell(where, section.words[position + 2])
+            return f"{inner}*" if inner.endswith("*") else f"{inner} *"
+        if kind == _FWD:
+            return ("union " if section.words[position + 1] >> 31 else "struct ") + self._string(
+                section, section.words[position]
+            )
+        return _PREFIX.get(kind, "") + self._string(section, section.words[position])

@@ -1,0 +1,63 @@
+"""The record of the ring, as a numpy dtype: what ebpf/event.h lays out in C.
+
+Takes nothing. A test compiles event.h and compares every offset and every number with these.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+import numpy as np
+import numpy.typing as npt
+
+EVENT = np.dtype(
+    [
+        ("ts", "<u8"),  # CLOCK_MONOTONIC, ns
+        ("ino", "<u8"),
+        ("off", "<u8"),  # bytes
+        ("len", "<u8"),  # bytes; TO_THE_END is "to the end"
+        ("root", "<u8"),  # btrfs: objectid of the subvolume's root; elsewhere 0
+        ("cgroup", "<u8"),
+        ("gen", "<u4"),
+        ("pid", "<u4"),  # tgid
+        ("kind", "u1"),  # EventKind
+        ("fs", "u1"),
+        ("flags", "<u2"),  # EventFlag
+        ("epoch", "<u4"),
+    ]
+)
+"""One record, 64 bytes."""
+
+Events = npt.NDArray[np.void]
+"""A one-dimensional array of `EVENT`, in ring order."""
+
+TO_THE_END = 2**64 - 1
+"""`len` of a record that reaches to the end of the file, wherever that is."""
+
+
+class EventKind(IntEnum):
+    """What a record says: where to look, never what is there now."""
+
+    WRITE = 1
+    """Bytes [off, off + len) were written."""
+    FOLIO = 2
+    """Some bytes of the folio [off, off + len) of a mapping, perhaps one."""
+    SIZE = 3
+    """The size was set, and is or becomes `off`."""
+    TAIL = 4
+    """Everything from `off` on moved."""
+    ATTR = 5
+    """Attributes changed; bytes did not."""
+    WHOLE = 6
+    """Bytes changed, it is not known which."""
+
+
+class EventFlag(IntFlag):
+    """What else a record says."""
+
+    MAPPED = 1 << 0
+    """The file has writable shared mappings: flush them before any read."""
+    HOLES = 1 << 1
+    """The range may have become a hole, or stopped being one."""
+    BEFORE = 1 << 2
+    """Submitted before the effect was complete, under the inode's lock."""

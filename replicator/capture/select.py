@@ -1,0 +1,19 @@
+"""Chooses the sensor: which one this kernel can have, and which one was asked for."""
+
+from __future__ import annotations
+
+from replicator.capture.sensor import Sensor
+from replicator.capture.tracepoint import TracepointSensor, families_of
+from replicator.errors import EnvironmentFault, UsageError
+
+SENSORS = ("auto", "tracepoint", "vfs")
+
+
+def select_sensor(wanted: str, fstype: str) -> Sensor:
+    """A sensor, not attached yet. UsageError for an unknown name, EnvironmentFault for one that is not to be had."""
+    if wanted not in SENSORS:
+        raise UsageError(f"there is no sensor {wanted!r}: use one of {', '.join(SENSORS)}")
+    if wanted == "vfs":
+        raise EnvironmentFault("the vfs sensor is not part of this version: use --sensor tracepoint, or auto")
+    families_of(fstype)
+    return TracepointSensor()

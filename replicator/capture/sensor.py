@@ -1,0 +1,85 @@
+"""What every sensor is: a source of records that say where to look.
+
+Takes nothing; defines the protocol that the rest of the program is written against, and how a sensor speaks of what it
+covers. A sensor may report more than what changed (the reader looks at the present state), never less without saying
+so in `losses()` or `coverage()`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from replicator.capture.event import Events
+from replicator.model import FileId
+
+
+class Watched(Protocol):
+    """The filesystem that a sensor is attached to, as a source root tells it."""
+
+    @property
+    def fstype(self) -> str:
+        """As in /proc/self/mountinfo: ext4, xfs, btrfs, tmpfs."""
+
+    @property
+    def kernel_dev(self) -> int:
+        """The superblock's device, major << 20 | minor of /proc/self/mountinfo (on btrfs not st_dev)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """A plain `Watched`."""
+
+    fstype: str
+    kernel_dev: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """One way in which a file can change, and how it is seen."""
+
+    family: str
+    """The family of hooks: inode, ext4, iomap, xfs, btrfs, tmpfs, net."""
+    mechanism: str
+    """The hook, such as "raw tracepoint ext4_da_write_end"."""
+    covered: bool
+    reason: str = ""
+    """Why it is not covered; empty if it is."""
+
+
+class Sensor(Protocol):
+    """A source of `EVENT` records for one filesystem."""
+
+    def attach(self, source: Watched) -> None:
+        """Load and attach. What changes from now on is reported. EnvironmentFault says what is missing."""
+
+    def fileno(self) -> int:
+        """A pollable descriptor: readable while records wait. Poll it again after each `advance()`."""
+
+    def drain(self, limit: int) -> Events | None:
+        """A copy of at most `limit` next records, in ring order; None when there are none."""
+
+    def advance(self) -> None:
+        """Give the drained records' space back to the kernel."""
+
+    def produced(self) -> int:
+        """Ring position behind all records submitted so far."""
+
+    def consumed(self) -> int:
+        """Ring position behind all records drained so far."""
+
+    def losses(self) -> dict[str, int]:
+        """Totals by cause since attach. When one grew, `lost_inodes()` names the inodes; see `NAMELESS_LOSSES`."""
+
+    def lost_inodes(self) -> list[FileId]:
+        """Inodes whose records were lost since the last call: dirty as a whole."""
+
+    def coverage(self) -> list[Coverage]:
+        """Every hook of the families in use, whether it is attached or why not."""
+
+    def close(self) -> None:
+        """Detach and free everything. May be called twice."""
+
+
+NAMELESS_LOSSES = frozenset({"lost_map_full", "recursion"})
+"""Causes in `losses()` of which `lost_inodes()` cannot tell the inode: when one grew, every inode must be looked at."""

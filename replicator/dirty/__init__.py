@@ -1,0 +1,1 @@
+"""What is owed to the replica, and since when. No I/O."""

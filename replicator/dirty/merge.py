@@ -1,0 +1,76 @@
+"""Batches of the kernel's records, merged into the dirty table.
+
+Takes arrays of EVENT in ring order, of any inodes; marks what the members of the tree owe. Records of inodes without a
+name in the tree are dropped: an inode is owed whole when it gets its first name there. The order of records does not
+matter, since ranges unite and sizes take the minimum. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from replicator.capture.event import EventFlag, EventKind, Events
+from replicator.dirty.ranges import RangeSet
+from replicator.dirty.table import DirtyTable, Owed
+from replicator.model import END_OF_FILE, FileId
+
+
+def merge(records: Events, table: DirtyTable, is_member: Callable[[FileId], bool]) -> int:
+    """Mark what `records` say; returns how many of them belong to members."""
+    order = np.lexsort((records["gen"], records["ino"], records["root"], records["fs"]))
+    batch = records[order]
+    edges = np.flatnonzero(
+        (batch["ino"][1:] != batch["ino"][:-1])
+        | (batch["gen"][1:] != batch["gen"][:-1])
+        | (batch["root"][1:] != batch["root"][:-1])
+        | (batch["fs"][1:] != batch["fs"][:-1])
+    )
+    bounds = [0, *(edges + 1).tolist(), len(batch)]
+    taken = 0
+    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        head: Any = batch[first]
+        id = FileId(int(head["fs"]), int(head["root"]), int(head["ino"]), int(head["gen"]))
+        if not is_member(id):
+            continue
+        group = batch[first:last]
+        taken += last - first
+        _mark(table.mark(id, int(group["ts"].min())), group)
+    return taken
+
+
+def _mark(owed: Owed, group: Events) -> None:
+    flags = int(np.bitwise_or.reduce(group["flags"]))
+    owed.mapped |= bool(flags & EventFlag.MAPPED)
+    owed.holes |= bool(flags & EventFlag.HOLES)
+    kinds = group["kind"]
+    present = set(np.unique(kinds).tolist())
+    if EventKind.WHOLE in present:
+        owed.mark_whole()
+    if EventKind.WRITE in present:
+        _add(owed.ranges, group[kinds == EventKind.WRITE])
+    if EventKind.FOLIO in present:
+        _add(owed.folios, group[kinds == EventKind.FOLIO])
+        owed.mapped = True
+    if EventKind.SIZE in present:
+        owed.lower(min(int(group["off"][kinds == EventKind.SIZE].min()), END_OF_FILE))
+    if EventKind.TAIL in present:
+        owed.ranges.add(min(int(group["off"][kinds == EventKind.TAIL].min()), END_OF_FILE), END_OF_FILE)
+        owed.holes = True
+
+
+def _add(ranges: RangeSet, group: Events) -> None:
+    """Unite with the records' ranges: sorted and merged by numpy, so that few remain to be added one by one."""
+    starts = np.minimum(group["off"], END_OF_FILE)
+    ends = starts + np.minimum(group["len"], END_OF_FILE - starts)
+    if len(group) > 1:
+        order = np.argsort(starts, kind="stable")
+        starts = starts[order]
+        ends = np.maximum.accumulate(ends[order])
+        begins = np.concatenate(([True], starts[1:] > ends[:-1]))
+        lasts = np.concatenate((begins[1:], [True]))
+        starts, ends = starts[begins], ends[lasts]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        ranges.add(start, end)

@@ -1,0 +1,132 @@
+"""The dirty table: per inode, what changed since the replica was last told.
+
+Takes marks (ranges, sizes, flags) and lost flushes folded back; gives flushes, each the whole of what one inode owes at
+that moment. A flush takes its entry's token (see generations.py) along. Pure; memory is bounded per inode by the limit
+of its range set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from replicator.dirty.generations import Generations
+from replicator.dirty.ranges import RangeSet
+from replicator.model import END_OF_FILE, FileId
+
+
+@dataclass(slots=True)
+class Owed:
+    """What one inode owes. Attributes are always owed with it."""
+
+    id: FileId
+    generation: int
+    """The oldest change's generation; this holds one token of it."""
+    since: int
+    """The oldest change's time, CLOCK_MONOTONIC in ns."""
+    ranges: RangeSet = field(default_factory=RangeSet)
+    folios: RangeSet = field(default_factory=RangeSet)
+    """Ranges of mapped folios, of which perhaps only single pages changed."""
+    lowest: int | None = None
+    """The lowest size since the last flush; None if the size was not set."""
+    whole: bool = False
+    check: bool = False
+    """Only compare with the replica; becomes whole when anything else is owed."""
+    mapped: bool = False
+    """The file has, or had, writable shared mappings: flush them before reading."""
+    holes: bool = False
+    """Ranges may have become holes."""
+    beyond: int = 0
+    """How often a read found ranges beyond the end of the file."""
+
+    def absorb(self, other: Owed) -> None:
+        """Unite with another of the same inode; neither's token is touched."""
+        self.since = min(self.since, other.since)
+        self.ranges.update(other.ranges)
+        self.folios.update(other.folios)
+        if other.lowest is not None:
+            self.lower(other.lowest)
+        self.check = self.check or other.check
+        self.whole = self.whole or other.whole
+        self.mapped |= other.mapped
+        self.holes |= other.holes
+
+    def lower(self, size: int) -> None:
+        """The file had this size at some moment."""
+        self.lowest = size if self.lowest is None else min(self.lowest, size)
+
+    def mark_whole(self) -> None:
+        """All of its content is owed."""
+        self.whole = True
+        self.lowest = 0
+        self.holes = True
+        self.ranges = RangeSet([(0, END_OF_FILE)])
+        self.folios = RangeSet()
+
+    @property
+    def touched(self) -> bool:
+        """Whether bytes or the size changed, besides attributes."""
+        return self.whole or self.lowest is not None or bool(self.ranges) or bool(self.folios)
+
+
+class DirtyTable:
+    """The entries by inode, in the order in which they first became dirty."""
+
+    def __init__(self, generations: Generations) -> None:
+        self.generations = generations
+        self._entries: dict[FileId, Owed] = {}
+        self.watched: set[FileId] = set()
+        """Whoever wants to know what changes puts ids here; they vanish when they are marked."""
+
+    def mark(self, id: FileId, now: int, generation: int | None = None) -> Owed:
+        """The entry of `id`, made if there was none; its attributes are owed from here on.
+
+        `now` as `Owed.since`; `generation` is that of what led here, if it is older than the current one.
+        """
+        if self.watched:
+            self.watched.discard(id)
+        entry = self._entries.get(id)
+        if entry is None:
+            entry = self._entries[id] = Owed(id, self.generations.hold(generation), now)
+            return entry
+        if now < entry.since:
+            entry.since = now
+        if generation is not None and generation < entry.generation:
+            entry.generation = self.generations.merge(entry.generation, self.generations.hold(generation))
+        return entry
+
+    def take(self, id: FileId) -> Owed:
+        """Remove and return what `id` owes, with its token. KeyError if it owes nothing."""
+        return self._entries.pop(id)
+
+    def fold(self, owed: Owed) -> None:
+        """Take back what was taken and did not become durable."""
+        entry = self._entries.get(owed.id)
+        if entry is None:
+            self._entries[owed.id] = owed
+            return
+        entry.generation = self.generations.merge(entry.generation, owed.generation)
+        entry.absorb(owed)
+
+    def drop(self, id: FileId) -> None:
+        """Owe nothing for `id` any more: it is gone, or outside the tree."""
+        entry = self._entries.pop(id, None)
+        if entry is not None:
+            self.generations.release(entry.generation)
+
+    def get(self, id: FileId) -> Owed | None:
+        """The entry of `id`, if it owes anything."""
+        return self._entries.get(id)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._entries
+
+    def __iter__(self) -> Iterator[FileId]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def values(self) -> Iterator[Owed]:
+        """All entries, oldest first."""
+        return iter(self._entries.values())

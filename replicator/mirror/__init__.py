@@ -1,0 +1,1 @@
+"""The replica: facts in, steps planned against its own inventory, system calls beneath one root, answers out."""

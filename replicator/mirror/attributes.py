@@ -1,0 +1,101 @@
+"""Owner, mode, extended attributes and modification time of one inode, made exactly those of a fact.
+
+Takes an O_PATH descriptor. Only what differs is changed. The order matters: a new owner strips setuid bits and
+capabilities, an ACL changes the mode, so: owner, xattrs, mode, security.capability. Times are set by `set_time`, last.
+What belongs to the replica's own filesystem (btrfs.*, security.selinux where the source has none) is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+
+from replicator import syscalls
+from replicator.model import Attributes, Kind
+
+_OURS = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+_CAPABILITY = b"security.capability"
+_LABEL = b"security.selinux"
+
+_TYPES = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFSOCK: Kind.SOCKET,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+}
+
+
+def kind_of(mode: int) -> Kind:
+    """The kind of an inode with this st_mode."""
+    return _TYPES[stat.S_IFMT(mode)]
+
+
+def replicated_xattrs(fd: int) -> dict[bytes, bytes]:
+    """The extended attributes that belong to the tree, of any inode (O_PATH will do)."""
+    return {name: value for name, value in syscalls.get_xattrs(fd).items() if name.startswith(_OURS)}
+
+
+def read_attributes(fd: int) -> tuple[Kind, int, Attributes]:
+    """Kind, size in bytes (0 if no regular file) and attributes of an O_PATH descriptor."""
+    status = os.fstat(fd)
+    kind = kind_of(status.st_mode)
+    target = os.readlink(b"", dir_fd=fd) if kind is Kind.SYMLINK else b""
+    rdev = status.st_rdev if kind in (Kind.CHARACTER, Kind.BLOCK) else 0
+    attributes = Attributes(
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        rdev=rdev,
+        target=target,
+        xattrs=replicated_xattrs(fd),
+    )
+    return kind, status.st_size if kind is Kind.FILE else 0, attributes
+
+
+def differ(fd: int, wanted: Attributes) -> bool:
+    """Whether owner, mode or xattrs are not those wanted."""
+    status = os.fstat(fd)
+    if (status.st_uid, status.st_gid) != (wanted.uid, wanted.gid):
+        return True
+    if not stat.S_ISLNK(status.st_mode) and stat.S_IMODE(status.st_mode) != wanted.mode:
+        return True
+    return _own(replicated_xattrs(fd), wanted) != _own(wanted.xattrs, wanted)
+
+
+def apply(fd: int, wanted: Attributes) -> None:
+    """Set owner, xattrs and mode."""
+    path = syscalls.fd_path(fd)
+    status = os.fstat(fd)
+    if (status.st_uid, status.st_gid) != (wanted.uid, wanted.gid):
+        os.chown(path, wanted.uid, wanted.gid)
+    have = _own(replicated_xattrs(fd), wanted)
+    want = _own(wanted.xattrs, wanted)
+    for name in have:
+        if name not in want:
+            syscalls.remove_xattr(fd, name)
+    for name, value in want.items():
+        if name != _CAPABILITY and have.get(name) != value:
+            syscalls.set_xattr(fd, name, value)
+    if not stat.S_ISLNK(status.st_mode) and stat.S_IMODE(os.fstat(fd).st_mode) != wanted.mode:
+        os.chmod(path, wanted.mode)
+    if _CAPABILITY in want and have.get(_CAPABILITY) != want[_CAPABILITY]:
+        syscalls.set_xattr(fd, _CAPABILITY, want[_CAPABILITY])
+
+
+def set_time(fd: int, mtime_ns: int) -> None:
+    """Set the modification time (ns) of an O_PATH descriptor; the access time stays."""
+    syscalls.utimens(fd, b"", None, mtime_ns, syscalls.AT_EMPTY_PATH)
+
+
+def _own(xattrs: Mapping[bytes, bytes], wanted: Attributes) -> dict[bytes, bytes]:
+    return {
+        name: value
+        for name, value in xattrs.items()
+        if name.startswith(_OURS) and (name != _LABEL or _LABEL in wanted.xattrs)
+    }

@@ -1,0 +1,250 @@
+"""From steps to system calls: one epoch carried out.
+
+Takes a plan with its facts and bytes; changes the tree beneath the root and the inventory with it. A step is taken only
+if inventory and disk agree that its places are as it expects; a step found done counts as done. What one file cannot
+have (a full disk, an immutable flag) becomes a refusal and a need, and the rest goes on. Only a failing inventory
+raises.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+
+from replicator.mirror import attributes
+from replicator.mirror.birth import Births
+from replicator.mirror.content import Piece, write_in_place
+from replicator.mirror.foreign import Foreign
+from replicator.mirror.ground import AstrayError, Ground
+from replicator.mirror.intents import Intent, IntentLog
+from replicator.mirror.inventory import Inventory
+from replicator.mirror.limbo import Limbo
+from replicator.mirror.naming import NamingSteps, SkippedError, places_of
+from replicator.mirror.records import after_adorn, after_create, after_write
+from replicator.mirror.steps import (
+    LIMBO,
+    Adorn,
+    Create,
+    Exchange,
+    Link,
+    Plan,
+    Rename,
+    Rmdir,
+    Stamp,
+    Step,
+    Unlink,
+    Write,
+)
+from replicator.model import Answer, Facts, FileId, Kind, Refusal, Slot
+
+
+class Executor:
+    """Carries out epochs, one after the other."""
+
+    def __init__(self, ground: Ground, limbo: Limbo, inventory: Inventory, intents: IntentLog) -> None:
+        self._ground = ground
+        self._limbo = limbo
+        self._inventory = inventory
+        self._intents = intents
+        self._foreign = Foreign(ground, limbo, inventory)
+        self._naming = NamingSteps(ground, limbo, inventory, self._foreign)
+        self._births = Births(ground, limbo, inventory, intents)
+
+    def run(self, facts: Facts, pieces: dict[int, list[Piece]], plan: Plan) -> Answer:
+        """Take all steps. `pieces` are the bytes of facts.inodes[index], checked to be what the fact announces."""
+        run = _Run(facts, pieces, plan)
+        wanted = {fact.slot.name for fact in facts.slots if fact.slot.parent == self._inventory.root}
+        self._prepare_limbo(run, wanted)
+        made = 0
+        while made < len(plan.steps) and isinstance(plan.steps[made], Create):
+            self._guarded(run, plan.steps[made])
+            made += 1
+        if made < len(plan.steps):
+            self._intents.append(self._intent(run))
+        for step in plan.steps[made:]:
+            self._guarded(run, step)
+        self.rest()
+        return Answer(facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(run.refusals.values()))
+
+    def verify_bound(self, slot: Slot, id: FileId, plan_needs: dict[FileId, None], looks: dict[Slot, None]) -> None:
+        """A name that the inventory has already: if the disk has not, forget it, so that it is made again."""
+        try:
+            if self._ground.holds(slot, id):
+                return
+        except AstrayError as error:
+            self._astray(error, plan_needs, looks)
+            return
+        except OSError:
+            return
+        self._astray(AstrayError(id, slot), plan_needs, looks)
+
+    def _prepare_limbo(self, run: _Run, wanted: set[bytes]) -> None:
+        used = any(place.parent == LIMBO for step in run.plan.steps for place in places_of(step))
+        if used or (self._limbo.name in wanted and self._ground.limbo_fd is not None):
+            try:
+                self._limbo.ensure(wanted)
+            except OSError as error:
+                run.limbo_error = error
+
+    def _intent(self, run: _Run) -> Intent:
+        intent = Intent(run.facts.epoch)
+        places: dict[Slot, None] = {}
+        for step in run.plan.steps:
+            match step:
+                case Create(id):
+                    record = self._inventory.record(id)
+                    if record is not None:
+                        intent.made.append((id, self._inventory.handle(id), record))
+                case Write(id):
+                    intent.touched.append(id)
+            places.update(dict.fromkeys(places_of(step)))
+        intent.places = list(places)
+        return intent
+
+    def _guarded(self, run: _Run, step: Step) -> None:
+        """One step; its trouble is its own."""
+        plan = run.plan
+        try:
+            self._take(run, step)
+        except SkippedError:
+            self._look_again(run, step)
+        except AstrayError as error:
+            self._astray(error, plan.needs, plan.looks)
+            if not isinstance(step, Stamp):
+                plan.needs[step.id] = None
+            self._look_again(run, step)
+        except OSError as error:
+            reason = f"{type(step).__name__.lower()}: {error.strerror or error}"
+            run.refusals.setdefault(step.id, Refusal(step.id, reason))
+            plan.needs[step.id] = None
+            self._look_again(run, step)
+
+    def _look_again(self, run: _Run, step: Step) -> None:
+        for place in places_of(step):
+            if place.parent != LIMBO:
+                run.plan.looks[place] = None
+
+    def _take(self, run: _Run, step: Step) -> None:
+        match step:
+            case Create(id, index):
+                if run.limbo_error is not None:
+                    raise run.limbo_error
+                fact = run.facts.inodes[index]
+                handle = self._births.create(fact, run.pieces.get(index, []))
+                self._inventory.put(id, after_create(fact), handle)
+                self._inventory.bind(step.place, id)
+                if fact.kind is Kind.FILE and fact.size and not fact.partial:
+                    self._inventory.owe_time(id, fact.attributes.mtime_ns)
+            case Rename() | Link() | Exchange() | Unlink() | Rmdir():
+                self._naming.take(step)
+            case Write(id, index):
+                self._write(run, id, index)
+            case Adorn(id, index):
+                self._adorn(run, id, index)
+            case Stamp(id):
+                self.stamp(id)
+
+    def _write(self, run: _Run, id: FileId, index: int) -> None:
+        inventory = self._inventory
+        fact = run.facts.inodes[index]
+        record = inventory.record(id)
+        if record is None:
+            raise SkippedError
+        fd = self._ground.open(id, os.O_RDWR)
+        try:
+            if os.fstat(fd).st_nlink != len(inventory.places(id)):
+                fd = self._births.break_link(id, fd)
+            try:
+                write_in_place(fd, fact, run.pieces.get(index, []))
+            except OSError:
+                inventory.put(id, replace(record, complete=False, suspect=True, mtime_ns=-1, ctime_ns=None))
+                raise
+        finally:
+            os.close(fd)
+        inventory.put(id, after_write(record, fact))
+        run.written.add(id)
+
+    def _adorn(self, run: _Run, id: FileId, index: int) -> None:
+        inventory = self._inventory
+        fact = run.facts.inodes[index]
+        record = inventory.record(id)
+        if record is None or (fact.kind is Kind.FILE and not record.sound):
+            raise SkippedError
+        fd = self._ground.open(id, os.O_PATH)
+        try:
+            wanted = fact.attributes
+            changes = attributes.differ(fd, wanted)
+            status = os.fstat(fd)
+            late = id in run.written or inventory.owes_time(id)
+            shared = fact.kind is not Kind.DIRECTORY and status.st_nlink != len(inventory.places(id))
+            if shared and (changes or status.st_mtime_ns != wanted.mtime_ns):
+                fd = self._births.part(id, fact, fd)
+                changes = True
+            if changes:
+                attributes.apply(fd, wanted)
+            if late:
+                inventory.owe_time(id, wanted.mtime_ns)
+            elif os.fstat(fd).st_mtime_ns != wanted.mtime_ns:
+                attributes.set_time(fd, wanted.mtime_ns)
+        except OSError:
+            inventory.put(id, replace(record, mtime_ns=-1, ctime_ns=None))
+            raise
+        finally:
+            os.close(fd)
+        inventory.put(id, after_adorn(record, fact))
+
+    def stamp(self, id: FileId) -> None:
+        """Set a directory's time to what it is to be."""
+        record = self._inventory.record(id)
+        if record is not None and record.mtime_ns != -1:
+            attributes.set_time(self._ground.directory(id), record.mtime_ns)
+
+    def rest(self) -> None:
+        """Nothing of ours is left to be seen, not even in the root's times."""
+        self._limbo.rest()
+        if self._limbo.touched_root:
+            self._limbo.touched_root = False
+            try:
+                self.stamp(self._inventory.root)
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EIO, errno.EPERM):
+                    raise
+
+    def _astray(self, error: AstrayError, needs: dict[FileId, None], looks: dict[Slot, None]) -> None:
+        """Forget the names under which a known inode is not, and the inode if no name is left; ask for it again."""
+        id = error.id
+        if self._inventory.record(id) is None:
+            return
+        needs[id] = None
+        for place in self._foreign.missing_places(id):
+            if place.parent != LIMBO:
+                looks[place] = None
+            self._inventory.unbind(place, keep=True)
+        if not self._inventory.places(id):
+            self._forget(id, needs)
+
+    def _forget(self, top: FileId, needs: dict[FileId, None]) -> None:
+        """An inode that is nowhere, and all that was known to be beneath it."""
+        queue = [top]
+        while queue:
+            id = queue.pop()
+            for name, child in list(self._inventory.children(id)):
+                self._inventory.unbind(Slot(id, name), keep=True)
+                if not self._inventory.places(child):
+                    needs[child] = None
+                    queue.append(child)
+            self._ground.let_go(id)
+            self._inventory.forget(id)
+
+
+class _Run:
+    """What one epoch carries along."""
+
+    def __init__(self, facts: Facts, pieces: dict[int, list[Piece]], plan: Plan) -> None:
+        self.facts = facts
+        self.pieces = pieces
+        self.plan = plan
+        self.refusals: dict[FileId, Refusal] = {}
+        self.written: set[FileId] = set()
+        self.limbo_error: OSError | None = None

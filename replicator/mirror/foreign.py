@@ -1,0 +1,99 @@
+"""What somebody else put into the replica: found, and removed without ever destroying what the inventory knows.
+
+Takes open directories and names beneath the root. A known inode that turns up under a foreign name loses that name, or,
+if it is nowhere it should be, waits in limbo; everything else goes, directories with all that is in them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from replicator import syscalls
+from replicator.mirror.ground import AstrayError, Ground, handle_of, open_beneath
+from replicator.mirror.inventory import Inventory
+from replicator.mirror.limbo import Limbo
+from replicator.mirror.steps import LIMBO, limbo_place
+from replicator.model import FileId, Slot
+
+
+class Foreign:
+    """Raises OSError when an entry cannot be removed."""
+
+    def __init__(self, ground: Ground, limbo: Limbo, inventory: Inventory) -> None:
+        self._ground = ground
+        self._limbo = limbo
+        self._inventory = inventory
+
+    def purge(self, dirfd: int, name: bytes) -> None:
+        """Remove the entry `name`, which is none of ours; nothing happens if it is not there."""
+        handle = handle_of(dirfd, name)
+        if handle is None:
+            return
+        known = self._inventory.by_handle(handle)
+        if known is not None:
+            self._spare_known(dirfd, name, known)
+            return
+        if not stat.S_ISDIR(os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=dirfd)
+            return
+        fd = open_beneath(dirfd, name, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for child in os.listdir(fd):
+                self.purge(fd, os.fsencode(child))
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=dirfd)
+
+    def purge_place(self, place: Slot) -> None:
+        """The same for a place."""
+        self.purge(self._ground.directory(place.parent), place.name)
+
+    def empty(self, directory: FileId) -> None:
+        """Purge whatever is in a directory of which no name is known any more."""
+        fd = open_beneath(self._ground.directory(directory), b".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for child in os.listdir(fd):
+                self.purge(fd, os.fsencode(child))
+        finally:
+            os.close(fd)
+
+    def extra_names(self, directory: FileId) -> list[bytes]:
+        """The names on disk that the inventory does not have in this directory, sorted."""
+        inventory, ground = self._inventory, self._ground
+        fd = open_beneath(ground.directory(directory), b".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            present = {os.fsencode(name) for name in os.listdir(fd)}
+        finally:
+            os.close(fd)
+        present.difference_update(name for name, _ in inventory.children(directory))
+        if directory == inventory.root:
+            present.discard(b"lost+found")
+            if ground.limbo_fd is not None:
+                present.discard(self._limbo.name)
+        return sorted(present)
+
+    def missing_places(self, id: FileId) -> list[Slot]:
+        """Those recorded names of a known inode under which it is not."""
+        lost = []
+        for place in self._inventory.places(id):
+            try:
+                if not self._ground.holds(place, id):
+                    lost.append(place)
+            except AstrayError:
+                lost.append(place)
+        return lost
+
+    def _spare_known(self, dirfd: int, name: bytes, known: FileId) -> None:
+        lost = self.missing_places(known)
+        if len(lost) < len(self._inventory.places(known)):
+            os.unlink(name, dir_fd=dirfd)
+            return
+        self._limbo.ensure()
+        waiting = limbo_place(known)
+        limbo_fd = self._ground.directory(LIMBO)
+        self.purge(limbo_fd, waiting.name)
+        syscalls.renameat2(dirfd, name, limbo_fd, waiting.name, syscalls.RENAME_NOREPLACE)
+        self._inventory.bind(waiting, known)
+        for place in lost:
+            self._inventory.unbind(place)

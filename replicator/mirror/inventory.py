@@ -1,0 +1,381 @@
+"""The replica's own memory: which inode of the replica is which of the source, and what names it has. A View.
+
+Rows of durable epochs lie in sqlite (WAL, synced at each commit); rows of later ones in two layers in memory: the one
+being made durable ("frozen") and the one that grows. A crash forgets the layers; the intent log and a look at the disk
+restore what they said. Not for several threads. Raises sqlite3.Error when the state directory fails.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from replicator.mirror.steps import Exchange, Link, Naming, Record, Rename, Rmdir, Unlink
+from replicator.model import FileId, Kind, Slot
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS inodes (
+    id BLOB PRIMARY KEY, handle BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
+    mtime TEXT NOT NULL, ctime TEXT, complete INTEGER NOT NULL, suspect INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS inodes_handle ON inodes (handle);
+CREATE TABLE IF NOT EXISTS slots (
+    parent BLOB NOT NULL, name BLOB NOT NULL, id BLOB NOT NULL, PRIMARY KEY (parent, name)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS slots_id ON slots (id);
+"""
+_KEY = struct.Struct(">QQQQ")
+_CACHED = 200_000
+
+
+def _key(id: FileId) -> bytes:
+    return _KEY.pack(*id)
+
+
+def _id(key: bytes) -> FileId:
+    return FileId(*_KEY.unpack(key))
+
+
+class _Layer:
+    """Changed rows; None stands for a deleted one. `times` are modification times to set once the data is synced."""
+
+    def __init__(self) -> None:
+        self.inodes: dict[FileId, tuple[Record, bytes] | None] = {}
+        self.bound: dict[Slot, FileId | None] = {}
+        self.places: dict[FileId, tuple[Slot, ...]] = {}
+        self.names: dict[FileId, set[bytes]] = {}
+        self.handles: dict[bytes, FileId | None] = {}
+        self.times: dict[FileId, int] = {}
+
+    def update(self, later: _Layer) -> None:
+        self.inodes.update(later.inodes)
+        self.bound.update(later.bound)
+        self.places.update(later.places)
+        for parent, names in later.names.items():
+            self.names.setdefault(parent, set()).update(names)
+        self.handles.update(later.handles)
+        self.times.update(later.times)
+
+
+class Inventory:
+    """See the module. `root` is valid once `set_root` was called or a stored one was found."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+        self._grow = _Layer()
+        self._frozen: _Layer | None = None
+        self._inodes: dict[FileId, tuple[Record, bytes] | None] = {}
+        self._places: dict[FileId, tuple[Slot, ...]] = {}
+        self._bound: dict[Slot, FileId | None] = {}
+        self._root = FileId(0, 0, 0, 0)
+        self._root_handle = b""
+
+    # -- meta
+
+    def meta(self, key: str) -> str | None:
+        """A stored value."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, **values: str) -> None:
+        """Store values, durably and together."""
+        with self._transaction():
+            self._put_meta(values)
+
+    def set_root(self, id: FileId, handle: bytes) -> None:
+        """The source's root is the replica's root directory."""
+        self._root, self._root_handle = id, handle
+        if self.record(id) is None:
+            self.put(id, Record(Kind.DIRECTORY), handle)
+
+    # -- the View
+
+    @property
+    def root(self) -> FileId:
+        """See View."""
+        return self._root
+
+    def record(self, id: FileId) -> Record | None:
+        """See View."""
+        entry = self._entry(id)
+        return None if entry is None else entry[0]
+
+    def bound(self, place: Slot) -> FileId | None:
+        """See View."""
+        for layer in self._layers():
+            if place in layer.bound:
+                return layer.bound[place]
+        if place not in self._bound:
+            row = self._db.execute(
+                "SELECT id FROM slots WHERE parent = ? AND name = ?", (_key(place.parent), place.name)
+            ).fetchone()
+            self._bound[place] = None if row is None else _id(row[0])
+        return self._bound[place]
+
+    def places(self, id: FileId) -> Collection[Slot]:
+        """See View."""
+        return self._places_of(id)
+
+    def children(self, directory: FileId) -> Iterable[tuple[bytes, FileId]]:
+        """See View."""
+        changed: set[bytes] = set()
+        for layer in self._layers():
+            changed |= layer.names.get(directory, set())
+        rows = self._db.execute("SELECT name, id FROM slots WHERE parent = ?", (_key(directory),)).fetchall()
+        found = [(name, _id(key)) for name, key in rows if name not in changed]
+        for name in changed:
+            id = self.bound(Slot(directory, name))
+            if id is not None:
+                found.append((name, id))
+        return found
+
+    # -- beyond the View
+
+    def handle(self, id: FileId) -> bytes:
+        """The replica's own file handle of a known inode. KeyError if it is not known."""
+        if id == self._root:
+            return self._root_handle
+        entry = self._entry(id)
+        if entry is None:
+            raise KeyError(id)
+        return entry[1]
+
+    def by_handle(self, handle: bytes) -> FileId | None:
+        """Which inode of the source the replica's inode with this handle is."""
+        if handle == self._root_handle:
+            return self._root
+        for layer in self._layers():
+            if handle in layer.handles:
+                return layer.handles[handle]
+        row = self._db.execute("SELECT id FROM inodes WHERE handle = ?", (handle,)).fetchone()
+        return None if row is None else _id(row[0])
+
+    def is_empty(self) -> bool:
+        """No inode but the root is known."""
+        if any(
+            entry is not None and id != self._root for layer in self._layers() for id, entry in layer.inodes.items()
+        ):
+            return False
+        return self._db.execute("SELECT 1 FROM inodes WHERE id != ? LIMIT 1", (_key(self._root),)).fetchone() is None
+
+    def all_records(self) -> Iterator[tuple[FileId, Record, bytes]]:
+        """Every known inode with its handle; only while no layer holds anything."""
+        for row in self._db.execute("SELECT id, kind, size, mtime, ctime, complete, suspect, handle FROM inodes"):
+            record, handle = self._entry_of(row[1:])
+            yield _id(row[0]), record, handle
+
+    def put(self, id: FileId, record: Record, handle: bytes | None = None) -> None:
+        """Set what is known of an inode; its handle too if given."""
+        entry = self._entry(id)
+        if handle is None:
+            handle = self.handle(id)
+        elif entry is not None and entry[1] != handle:
+            self._grow.handles[entry[1]] = None
+        self._grow.handles[handle] = id
+        self._grow.inodes[id] = (record, handle)
+
+    def forget(self, id: FileId) -> None:
+        """The replica no longer has it. Its names go, too."""
+        entry = self._entry(id)
+        if entry is None or id == self._root:
+            return
+        for place in self.places(id):
+            self.unbind(place)
+        if self._entry(id) is not None:
+            self._grow.handles[entry[1]] = None
+            self._grow.inodes[id] = None
+            self._grow.times.pop(id, None)
+
+    def bind(self, place: Slot, id: FileId) -> None:
+        """`place` means `id` from now on, whatever it meant."""
+        before = self.bound(place)
+        if before == id:
+            return
+        if before is not None:
+            self.unbind(place, keep=True)
+        self._grow.bound[place] = id
+        self._grow.places[id] = (*self._places_of(id), place)
+        self._grow.names.setdefault(place.parent, set()).add(place.name)
+
+    def unbind(self, place: Slot, keep: bool = False) -> None:
+        """`place` is empty from now on. An inode without any place is forgotten, unless it is to be kept."""
+        id = self.bound(place)
+        if id is None:
+            return
+        self._grow.bound[place] = None
+        self._grow.names.setdefault(place.parent, set()).add(place.name)
+        left = tuple(other for other in self._places_of(id) if other != place)
+        self._grow.places[id] = left
+        if not left and not keep:
+            self.forget(id)
+
+    def take(self, step: Naming) -> None:
+        """The effect of a naming step that was carried out."""
+        match step:
+            case Rename(id, source, target):
+                self.unbind(source, keep=True)
+                self.bind(target, id)
+            case Link(id, _, target):
+                self.bind(target, id)
+            case Exchange(id, source, target, other):
+                self.unbind(source, keep=True)
+                self.unbind(target, keep=True)
+                self.bind(source, other)
+                self.bind(target, id)
+            case Unlink(_, place) | Rmdir(_, place):
+                self.unbind(place)
+
+    # -- times and durability
+
+    def owe_time(self, id: FileId, mtime_ns: int) -> None:
+        """Set this time once the data written so far is durable."""
+        self._grow.times[id] = mtime_ns
+
+    def owes_time(self, id: FileId) -> bool:
+        """Whether its data is not durable yet."""
+        return any(id in layer.times for layer in self._layers())
+
+    def times(self) -> list[tuple[FileId, int]]:
+        """The times that may be set once the frozen layer's data is synced: not of what was written again since."""
+        if self._frozen is None:
+            return []
+        return [item for item in self._frozen.times.items() if item[0] not in self._grow.times]
+
+    def freeze(self) -> None:
+        """Everything so far belongs to the next commit, what follows does not."""
+        assert self._frozen is None
+        self._frozen, self._grow = self._grow, _Layer()
+
+    def thaw(self) -> None:
+        """The frozen layer did not become durable: it waits for the next freeze with what came after it."""
+        if self._frozen is not None:
+            self._frozen.update(self._grow)
+            self._grow, self._frozen = self._frozen, None
+
+    def commit(self, **meta: str) -> None:
+        """Write the frozen layer (or, if nothing is frozen, everything) to disk, together with `meta`."""
+        if self._frozen is None:
+            self.freeze()
+        layer = self._frozen
+        assert layer is not None
+        with self._transaction():
+            inodes, bound = layer.inodes, layer.bound
+            self._db.executemany(
+                "DELETE FROM inodes WHERE id = ?", ((_key(i),) for i, e in inodes.items() if e is None)
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO inodes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (_row(id, *entry) for id, entry in inodes.items() if entry is not None),
+            )
+            self._db.executemany(
+                "DELETE FROM slots WHERE parent = ? AND name = ?",
+                ((_key(slot.parent), slot.name) for slot, id in bound.items() if id is None),
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO slots VALUES (?, ?, ?)",
+                ((_key(slot.parent), slot.name, _key(id)) for slot, id in bound.items() if id is not None),
+            )
+            self._put_meta(meta)
+        self._frozen = None
+        for cache in (self._inodes, self._places, self._bound):
+            if len(cache) > _CACHED:
+                cache.clear()
+        self._inodes.update(layer.inodes)
+        self._places.update(layer.places)
+        self._bound.update(layer.bound)
+
+    def clear(self, **meta: str) -> None:
+        """Forget everything; `meta` alone is left."""
+        with self._transaction():
+            for statement in ("DELETE FROM meta", "DELETE FROM inodes", "DELETE FROM slots"):
+                self._db.execute(statement)
+            self._put_meta(meta)
+        self._grow, self._frozen = _Layer(), None
+        self._drop_caches()
+
+    def forsake(self, change: dict[FileId, Record]) -> None:
+        """Replace records (when the sender is another one)."""
+        for id, record in change.items():
+            self.put(id, record)
+
+    def unsound(self) -> list[tuple[FileId, Record]]:
+        """Every inode whose content is not known for certain."""
+        rows = self._db.execute(
+            "SELECT id, kind, size, mtime, ctime, complete, suspect, handle FROM inodes WHERE NOT complete OR suspect"
+        ).fetchall()
+        ids = {_id(row[0]) for row in rows}
+        for layer in self._layers():
+            ids.update(layer.inodes)
+        found = ((id, self.record(id)) for id in ids)
+        return [(id, record) for id, record in found if record is not None and not record.sound]
+
+    def close(self) -> None:
+        """Layers that were not committed are forgotten."""
+        self._db.close()
+
+    # -- inside
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db)
+
+    def _put_meta(self, values: dict[str, str]) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+
+    def _drop_caches(self) -> None:
+        self._inodes.clear()
+        self._places.clear()
+        self._bound.clear()
+
+    def _layers(self) -> tuple[_Layer, ...]:
+        return (self._grow,) if self._frozen is None else (self._grow, self._frozen)
+
+    def _entry(self, id: FileId) -> tuple[Record, bytes] | None:
+        for layer in self._layers():
+            if id in layer.inodes:
+                return layer.inodes[id]
+        if id not in self._inodes:
+            row = self._db.execute(
+                "SELECT kind, size, mtime, ctime, complete, suspect, handle FROM inodes WHERE id = ?", (_key(id),)
+            ).fetchone()
+            self._inodes[id] = None if row is None else self._entry_of(row)
+        return self._inodes[id]
+
+    def _entry_of(self, row: tuple[str, int, str, str | None, int, int, bytes]) -> tuple[Record, bytes]:
+        kind, size, mtime, ctime, complete, suspect, handle = row
+        changed = None if ctime is None else int(ctime)
+        return Record(Kind(kind), size, int(mtime), changed, bool(complete), bool(suspect)), handle
+
+    def _places_of(self, id: FileId) -> tuple[Slot, ...]:
+        for layer in self._layers():
+            if id in layer.places:
+                return layer.places[id]
+        if id not in self._places:
+            rows = self._db.execute("SELECT parent, name FROM slots WHERE id = ?", (_key(id),)).fetchall()
+            self._places[id] = tuple(Slot(_id(parent), name) for parent, name in rows)
+        return self._places[id]
+
+
+class _Transaction:
+    """BEGIN ... COMMIT, or ROLLBACK on any exception."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, value: object, trace: object) -> None:
+        if kind is None:
+            self._db.execute("COMMIT")
+        else:
+            self._db.execute("ROLLBACK")
+
+
+def _row(id: FileId, record: Record, handle: bytes) -> tuple[object, ...]:
+    ctime = None if record.ctime_ns is None else str(record.ctime_ns)
+    flags = (int(record.complete), int(record.suspect))
+    return (_key(id), handle, record.kind.value, record.size, str(record.mtime_ns), ctime, *flags)

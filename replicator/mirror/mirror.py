@@ -1,0 +1,374 @@
+"""The replica as the receiver uses it: opened once, told facts, made durable now and then.
+
+    mirror = Mirror.open(root, state, adopt)     identity, empty, source, instance, durable_epoch, open_epoch
+    mirror.begin(source, source_root, instance)
+    answer = mirror.apply(facts, payload)        visible when it returns
+    job = mirror.start_sync(); job()             `job()` in a worker thread; apply may go on meanwhile
+    n = mirror.finish_sync(job)                  durable up to epoch n
+    mirror.close()
+
+One thread calls everything but `job()`. Not promised: that `apply` is atomic for a reader of the tree; that an epoch
+is durable before finish_sync says so; that times of data files are right before that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from replicator.errors import EnvironmentFault, RefusedError, RemoteError
+from replicator.mirror import attributes, root
+from replicator.mirror.adopt import adopt
+from replicator.mirror.content import Piece
+from replicator.mirror.durability import SyncJob
+from replicator.mirror.execute import Executor
+from replicator.mirror.foreign import Foreign
+from replicator.mirror.ground import AstrayError, Ground
+from replicator.mirror.intents import IntentLog
+from replicator.mirror.inventory import Inventory
+from replicator.mirror.limbo import Limbo
+from replicator.mirror.plan import plan
+from replicator.mirror.records import forsaken
+from replicator.mirror.recover import Recovery
+from replicator.mirror.steps import LIMBO, Record
+from replicator.mirror.trust import check_facts
+from replicator.model import Answer, Attributes, Facts, FileId, Kind, Slot
+
+Payload = Sequence[tuple[int, int, memoryview]]
+"""(index into facts.inodes, file offset, bytes)."""
+
+
+class Digest(NamedTuple):
+    """One inode of the replica, as `verify` compares it."""
+
+    kind: Kind
+    size: int
+    attributes: Attributes
+    content: str
+    """xxh3_128 of a regular file's bytes, hexadecimal; empty for all else."""
+
+
+class Entry(NamedTuple):
+    """One name really in a directory; `id` is None for what only the replica has."""
+
+    name: bytes
+    kind: Kind
+    id: FileId | None
+
+
+class Mirror:
+    """See the module. Made by `open` only."""
+
+    def __init__(self, path: Path, inventory: Inventory, ground: Ground, intents: IntentLog, state_fd: int) -> None:
+        self._path = path
+        self._inventory = inventory
+        self._ground = ground
+        self._intents = intents
+        self._state_fd = state_fd
+        self._limbo = Limbo(ground, inventory)
+        self._foreign = Foreign(ground, self._limbo, inventory)
+        self._executor = Executor(ground, self._limbo, inventory, intents)
+        self._owed_needs: dict[FileId, None] = {}
+        self._owed_looks: dict[Slot, None] = {}
+        self._syncing: SyncJob | None = None
+        status = os.fstat(ground.root_fd)
+        self._where = (status.st_dev, status.st_ino)
+        self.identity = inventory.meta("replica") or ""
+        self.source = inventory.meta("source")
+        self.instance = int(inventory.meta("instance") or 0)
+        self.durable_epoch = int(inventory.meta("durable_epoch") or 0)
+        self.applied_epoch = self.durable_epoch
+        self.open_epoch: int | None = None
+
+    @classmethod
+    def open(cls, path: Path, state: Path, adopt: bool) -> Mirror:
+        """Open a replica, recovering it if it was not closed. `state` is made if it is missing.
+
+        EnvironmentFault: no such root, no file handles, in use, populated without being ours, or not the one it was.
+        """
+        fd = root.open_root(path)
+        try:
+            key = root.root_key(fd, path)
+            if root.is_within(state, path):
+                raise EnvironmentFault(f"the state directory {state} lies inside the replica {path}: name another one")
+            state_fd = _open_state(state)
+            inventory = Inventory(state / "inventory.sqlite")
+        except BaseException:
+            os.close(fd)
+            raise
+        intents = IntentLog(state)
+        try:
+            known = inventory.meta("root")
+            if known != key:
+                if known is not None and not adopt:
+                    raise EnvironmentFault(
+                        f"{path} is not the directory that {state} belongs to (another filesystem is mounted there, or "
+                        "none): mount the right one, or start over with --adopt"
+                    )
+                if not adopt and not root.is_empty(fd):
+                    raise EnvironmentFault(
+                        f"{path} is not empty and was not made by rsyncfs: pass --adopt to make it the replica; "
+                        "what the source does not have will be deleted from it"
+                    )
+                inventory.clear(root=key, replica=str(uuid.uuid4()), boot=_boot(), clean="1")
+                intents.clear()
+            mirror = cls(path, inventory, Ground(fd, inventory), intents, state_fd)
+            mirror._recover()
+        except BaseException:
+            intents.close()
+            inventory.close()
+            os.close(state_fd)
+            os.close(fd)
+            raise
+        return mirror
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is known and nothing is there: a sender may send all without checks."""
+        return self._inventory.is_empty() and root.is_empty(self._ground.root_fd)
+
+    def begin(self, source: str, source_root: FileId, instance: int) -> None:
+        """A sender has come. RefusedError if this replica belongs to another source.
+
+        An instance other than the last one does not know what that owed: content in doubt must come whole.
+        """
+        if self.source is not None and self.source != source:
+            raise RefusedError(
+                f"the replica {self._path} belongs to another source: take an empty root and another state directory"
+            )
+        if self.source is None or instance != self.instance or source_root != self._inventory.root:
+            if self.source is not None and source_root != self._inventory.root:
+                raise RefusedError(f"the source of {self._path} has another root directory now: was it mounted?")
+            for id, record in self._inventory.unsound():
+                self._inventory.put(id, forsaken(record))
+            self.source, self.instance = source, instance
+            self.durable_epoch = self.applied_epoch = 0
+            self._set_root(source_root)
+            self._inventory.set_meta(
+                source=source, source_root=source_root.text(), instance=str(instance), durable_epoch="0"
+            )
+
+    def apply(self, facts: Facts, payload: Payload) -> Answer:
+        """Carry out one epoch. RemoteError, with nothing changed, if facts or payload are impossible."""
+        check_facts(facts, self._inventory)
+        pieces = _sort_payload(facts, payload)
+        needs, looks = self._owed_needs, self._owed_looks
+        self._owed_needs, self._owed_looks = {}, {}
+        adopt(facts, self._ground, self._inventory)
+        for fact in facts.slots:
+            if fact.id is not None and self._inventory.bound(fact.slot) == fact.id:
+                self._executor.verify_bound(fact.slot, fact.id, needs, looks)
+        planned = plan(facts, self._inventory)
+        planned.needs = {**needs, **planned.needs}
+        planned.looks = {**looks, **planned.looks}
+        answer = self._executor.run(facts, pieces, planned)
+        self.applied_epoch = self.open_epoch = facts.epoch
+        return answer
+
+    def start_sync(self) -> SyncJob:
+        """Begin to make everything applied so far durable. Only one at a time."""
+        assert self._syncing is None
+        self._inventory.freeze()
+        self._intents.turn()
+        self._syncing = SyncJob(self._ground.root_fd, self.instance, self.applied_epoch)
+        return self._syncing
+
+    def finish_sync(self, job: SyncJob) -> int:
+        """End what start_sync began, after `job()` has returned: set times, commit. The last durable epoch.
+
+        If the disk failed, that is as it was before; what may have been lost is asked for in the next answer.
+        """
+        assert job is self._syncing
+        self._syncing = None
+        if job.error is not None:
+            for id, _ in self._inventory.times():
+                record = self._inventory.record(id)
+                if record is not None:
+                    self._inventory.put(id, Record(record.kind, record.size, complete=False, suspect=True))
+                    self._owed_needs[id] = None
+            self._inventory.thaw()
+            return self.durable_epoch
+        self._set_times()
+        current = job.instance == self.instance
+        epoch = job.epoch if current else self.durable_epoch
+        try:
+            self._inventory.commit(durable_epoch=str(epoch))
+        except Exception:
+            self._inventory.thaw()
+            raise
+        self._intents.settle()
+        self.durable_epoch = epoch
+        if self.open_epoch is not None and current and self.open_epoch <= epoch:
+            self.open_epoch = None
+        return epoch
+
+    def still_there(self) -> bool:
+        """Whether the root's path still leads to the same directory of the same filesystem."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._where
+
+    def knows(self, id: FileId) -> bool:
+        """Whether the replica has it, in whatever state."""
+        return self._inventory.record(id) is not None
+
+    def list_directory(self, id: FileId) -> list[Entry]:
+        """The names really in a known directory, without what is the replica's own. OSError, KeyError if unknown."""
+        fd = self._open(id, os.O_RDONLY | os.O_DIRECTORY)
+        entries = []
+        hidden = {self._limbo.name} if id == self._inventory.root and self._ground.limbo_fd is not None else set()
+        try:
+            for text in sorted(os.listdir(fd)):
+                name = os.fsencode(text)
+                if name in hidden:
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+                    entries.append(Entry(name, attributes.kind_of(mode), self._inventory.bound(Slot(id, name))))
+        finally:
+            os.close(fd)
+        return entries
+
+    def digest(self, id: FileId) -> Digest:
+        """What the replica really has of an inode; reads all of it. OSError, KeyError if it is not there."""
+        fd = self._open(id, os.O_PATH)
+        try:
+            kind, size, have = attributes.read_attributes(fd)
+        finally:
+            os.close(fd)
+        return Digest(kind, size, have, self._content(id) if kind is Kind.FILE else "")
+
+    def extra_names(self, id: FileId) -> list[bytes]:
+        """Names in a known directory that only the replica has."""
+        with _astray_is_missing():
+            return self._foreign.extra_names(id)
+
+    def remove_extra(self, id: FileId, name: bytes) -> None:
+        """Remove such a name with all that is beneath it; nothing that is known is destroyed. OSError."""
+        with _astray_is_missing():
+            if self._inventory.bound(Slot(id, name)) is None and self._inventory.record(id) is not None:
+                self._foreign.purge_place(Slot(id, name))
+                self._executor.stamp(id)
+
+    def close(self) -> None:
+        """Make durable what can be, and let everything go."""
+        if self._syncing is None:
+            job = self.start_sync()
+            job()
+            with contextlib.suppress(Exception):
+                self.finish_sync(job)
+                self._inventory.set_meta(clean="1")
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let everything go as a crash would."""
+        self._limbo.close()
+        self._ground.close()
+        self._intents.close()
+        self._inventory.close()
+        os.close(self._state_fd)
+
+    def _recover(self) -> None:
+        stored = self._inventory.meta("source_root")
+        if stored is not None:
+            self._set_root(FileId.parse(stored))
+            intents = self._intents.read()
+            rebooted = self._inventory.meta("boot") != _boot() and self._inventory.meta("clean") != "1"
+            recovery = Recovery(self._ground, self._limbo, self._inventory, intents)
+            if rebooted:
+                recovery.after_power_cut()
+            else:
+                recovery.after_kill()
+            self._executor.rest()
+            self._inventory.commit()
+            self.open_epoch = max((intent.epoch for intent in intents), default=None)
+        self._intents.clear()
+        self._inventory.set_meta(boot=_boot(), clean="0")
+
+    def _set_root(self, source_root: FileId) -> None:
+        self._inventory.set_root(source_root, self._ground.root_handle())
+
+    def _set_times(self) -> None:
+        for id, mtime_ns in self._inventory.times():
+            try:
+                fd = self._ground.open(id, os.O_PATH)
+            except (OSError, AstrayError, KeyError):
+                continue
+            with contextlib.suppress(OSError):
+                attributes.set_time(fd, mtime_ns)
+            os.close(fd)
+
+    def _open(self, id: FileId, flags: int) -> int:
+        if id == LIMBO:
+            raise RemoteError("limbo is nobody's business")
+        with _astray_is_missing():
+            return self._ground.open(id, flags)
+
+    def _content(self, id: FileId) -> str:
+        fd = self._open(id, os.O_RDONLY)
+        digest = xxhash.xxh3_128()
+        try:
+            while data := os.read(fd, 1 << 20):
+                digest.update(data)
+        finally:
+            os.close(fd)
+        return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _astray_is_missing() -> Iterator[None]:
+    try:
+        yield
+    except AstrayError as error:
+        raise FileNotFoundError(errno.ENOENT, str(error)) from error
+
+
+def _open_state(state: Path) -> int:
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise EnvironmentFault(f"the state directory {state} cannot be used: {error.strerror}") from None
+    root.lock(fd, f"the state directory {state}")
+    return fd
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _sort_payload(facts: Facts, payload: Payload) -> dict[int, list[Piece]]:
+    """Bytes by fact. RemoteError unless they are exactly the data that the facts announce, in ascending order."""
+    pieces: dict[int, list[Piece]] = {}
+    for index, offset, data in payload:
+        if not 0 <= index < len(facts.inodes):
+            raise RemoteError(f"epoch {facts.epoch}: bytes for a fact that is not there")
+        pieces.setdefault(index, []).append((offset, data))
+    for index, fact in enumerate(facts.inodes):
+        have = pieces.get(index, [])
+        if not have and not fact.data:
+            continue
+        if _merged((at, len(data)) for at, data in have) != _merged(fact.data):
+            raise RemoteError(f"epoch {facts.epoch}: the bytes of {fact.id.text()} are not those announced")
+    return pieces
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for offset, length in ranges:
+        if length == 0:
+            continue
+        if merged and merged[-1][1] == offset:
+            merged[-1] = (merged[-1][0], offset + length)
+        else:
+            merged.append((offset, offset + length))
+    return merged

@@ -1,0 +1,133 @@
+"""The planner: from facts and the inventory to steps. Pure; the only place that decides in which order names change.
+
+    plan(facts, view) -> Plan(steps, needs, looks)
+
+Promises, for a View that tells the truth and steps taken in order: no step removes the last name of an inode that is
+not in `facts.dead`; a slot that has an occupant before and after never is empty between; an inode gets a name in the
+tree only when its content is complete; no directory is cut off from the root by a cycle. What cannot be yet becomes a
+look (the slot keeps its old occupant) or a need. An epoch planned again after part of its steps were taken gives the
+remaining ones.
+
+Order: new inodes into limbo; directories, parents first; other names; what no fact wants any more; bytes and attributes
+of known inodes; the dead; directories' times.
+"""
+
+from __future__ import annotations
+
+from replicator.mirror.names import Names
+from replicator.mirror.placement import Placement
+from replicator.mirror.records import after_adorn, after_create, after_write, is_lost, matches, moves_bytes
+from replicator.mirror.steps import LIMBO, Adorn, Create, Plan, Record, Rmdir, Stamp, View, Write
+from replicator.mirror.trust import check_facts
+from replicator.mirror.wishes import Wishes
+from replicator.model import Facts, FileId, InodeFact, Kind, Slot
+
+
+def plan(facts: Facts, view: View) -> Plan:
+    """The steps that make the replica agree with `facts`. RemoteError if no honest sender could have sent them."""
+    check_facts(facts, view)
+    return _Planner(facts, view).run()
+
+
+class _Planner:
+    """One epoch. `names` is the replica as it will be after the steps planned so far."""
+
+    def __init__(self, facts: Facts, view: View) -> None:
+        self.facts = facts
+        self.names = Names(view)
+        self.plan = Plan()
+        bound = {fact.id for fact in facts.slots if fact.id is not None}
+        self.dead = {id for id in facts.dead if id not in bound}
+        self._early: list[Write | Adorn] = []
+        self._late: list[Write | Adorn] = []
+
+    def run(self) -> Plan:
+        """All of it."""
+        for index, fact in enumerate(self.facts.inodes):
+            if fact.id not in self.dead:
+                self._inode(index, fact)
+        self.plan.steps.extend(self._early)
+        wishes = Wishes(self.names, self.plan, self._bindable)
+        wishes.take(self.facts.slots)
+        placement = Placement(self.names, self.plan, wishes, self.dead)
+        placement.run()
+        self.plan.steps.extend(self._late)
+        self._bury(placement, wishes)
+        self._stamp(placement.renamed_in)
+        return self.plan
+
+    def _inode(self, index: int, fact: InodeFact) -> None:
+        """Stage a new inode, or note what a known one gets; a need if what came is not enough."""
+        record = self.names.record(fact.id)
+        if record is None:
+            self._stage(index, fact)
+            return
+        if fact.kind is not Kind.FILE:
+            self._later(record, Adorn(fact.id, index), fact)
+            return
+        if fact.check:
+            if matches(record, fact):
+                self._later(record, Adorn(fact.id, index), fact)
+            else:
+                self.plan.needs[fact.id] = None
+            return
+        if is_lost(record) and not fact.whole:
+            self.plan.needs[fact.id] = None
+            return
+        if moves_bytes(record, fact):
+            record = after_write(record, fact)
+            self._later(record, Write(fact.id, index), fact)
+        if not fact.partial:
+            self._later(record, Adorn(fact.id, index), fact)
+
+    def _stage(self, index: int, fact: InodeFact) -> None:
+        empty = fact.check and fact.size == 0
+        if fact.kind is Kind.FILE and not empty and (fact.check or not fact.whole):
+            self.plan.needs[fact.id] = None
+            return
+        step = Create(fact.id, index)
+        self.plan.steps.append(step)
+        self.names.set_record(fact.id, after_create(fact))
+        self.names.bind(step.place, fact.id)
+
+    def _later(self, record: Record, step: Write | Adorn, fact: InodeFact) -> None:
+        """What has no name in the tree yet must be ready before it gets one; all else follows the names."""
+        self.names.set_record(fact.id, after_adorn(record, fact) if isinstance(step, Adorn) else record)
+        if fact.kind is Kind.FILE and all(place.parent == LIMBO for place in self.names.places(fact.id)):
+            self._early.append(step)
+        else:
+            self._late.append(step)
+
+    def _bindable(self, id: FileId) -> bool:
+        """Whether a name may mean it: its content is complete, or it can be seen in the tree already."""
+        record = self.names.record(id)
+        if record is None:
+            return False
+        return record.complete or any(place.parent != LIMBO for place in self.names.places(id))
+
+    def _bury(self, placement: Placement, wishes: Wishes) -> None:
+        """Destroy what is dead, deepest first; what a dead directory still holds and is not dead goes to limbo."""
+        directories: list[tuple[int, FileId]] = []
+        for id in sorted(self.dead):
+            record = self.names.record(id)
+            if record is None:
+                continue
+            for place in self.names.places(id):
+                if place.parent != LIMBO and place not in wishes.want:
+                    self.plan.looks[place] = None
+            if record.kind is Kind.DIRECTORY:
+                directories.append((sum(1 for _ in self.names.ancestry(id)), id))
+                continue
+            for place in list(self.names.places(id)):
+                placement.drop(id, place)
+        for _, id in sorted(directories, reverse=True):
+            for name, child in list(self.names.children(id)):
+                placement.drop(child, Slot(id, name))
+            at = self.names.place_of(id)
+            assert at is not None
+            placement.emit(Rmdir(id, at))
+
+    def _stamp(self, renamed_in: dict[FileId, None]) -> None:
+        for directory in renamed_in:
+            if self.names.record(directory) is not None:
+                self.plan.steps.append(Stamp(directory))

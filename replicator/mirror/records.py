@@ -1,0 +1,71 @@
+"""How a record changes with each fact, as pure functions: the only place that knows when content may be believed.
+
+A regular file is in one of four states. *Sound*: complete, not suspect. *Filling* (not complete): a whole content is
+arriving in parts. *Touched* (complete, suspect): a crash left bytes of an epoch that the sender still owes and will
+send again. *Lost* (neither complete nor certain): who owed the rest has gone; only a whole content mends it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from replicator.mirror.steps import Record
+from replicator.model import InodeFact, Kind
+
+
+def after_create(fact: InodeFact) -> Record:
+    """The record of an inode just made from `fact`."""
+    if fact.partial:
+        return Record(fact.kind, complete=False)
+    return after_adorn(Record(fact.kind, fact.size), fact)
+
+
+def after_write(record: Record, fact: InodeFact) -> Record:
+    """The record once the bytes of `fact` are in place: no time belongs to them until `after_adorn`."""
+    if fact.partial:
+        return replace(record, mtime_ns=-1, ctime_ns=None, complete=record.complete and not fact.whole, suspect=False)
+    return replace(record, size=fact.size, mtime_ns=-1, ctime_ns=None, complete=True, suspect=False)
+
+
+def after_adorn(record: Record, fact: InodeFact) -> Record:
+    """The record once attributes and times are those of `fact`."""
+    attributes = fact.attributes
+    return replace(record, mtime_ns=attributes.mtime_ns, ctime_ns=attributes.ctime_ns if fact.settled else None)
+
+
+def is_lost(record: Record) -> bool:
+    """Only a whole content helps."""
+    return record.suspect and not record.complete
+
+
+def forsaken(record: Record) -> Record:
+    """The record when the sender that may have owed bytes is replaced by one that does not know of them."""
+    return record if record.sound else replace(record, complete=False, suspect=True, mtime_ns=-1, ctime_ns=None)
+
+
+def matches(record: Record, fact: InodeFact) -> bool:
+    """Whether a `check` fact may spare the bytes: what is stored says that nothing has changed since."""
+    if record.kind != fact.kind:
+        return False
+    if fact.kind is not Kind.FILE:
+        return True
+    attributes = fact.attributes
+    return (
+        record.sound
+        and record.size == fact.size
+        and record.mtime_ns == attributes.mtime_ns
+        and record.ctime_ns in (None, attributes.ctime_ns)
+    )
+
+
+def moves_bytes(record: Record, fact: InodeFact) -> bool:
+    """Whether a fact about a known regular file changes (or completes) its content, rather than its attributes only."""
+    return bool(
+        fact.partial
+        or fact.whole
+        or fact.data
+        or fact.holes
+        or fact.lowest is not None
+        or fact.size != record.size
+        or not record.sound
+    )

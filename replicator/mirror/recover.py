@@ -1,0 +1,185 @@
+"""After a crash: the inventory is made to say what the disk has.
+
+When only the process died, the intent log names every place that may have changed, and only these (and limbo) are
+looked at. After a crash of the machine neither log nor rows can be trusted about what came last, so the whole tree is
+walked. Inodes are recognised by the replica's own file handles, never by name. Nothing in the tree is changed; in
+limbo, what nobody knows is purged.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from replicator import syscalls
+from replicator.mirror import attributes
+from replicator.mirror.foreign import Foreign
+from replicator.mirror.ground import Ground, handle_of, open_beneath
+from replicator.mirror.intents import Intent
+from replicator.mirror.inventory import Inventory
+from replicator.mirror.limbo import Limbo
+from replicator.mirror.steps import LIMBO, Record, limbo_place
+from replicator.model import FileId, Kind, Slot
+
+
+class Recovery:
+    """One recovery; call `after_kill` or `after_power_cut`, then commit the inventory."""
+
+    def __init__(self, ground: Ground, limbo: Limbo, inventory: Inventory, intents: list[Intent]) -> None:
+        self._ground = ground
+        self._limbo = limbo
+        self._inventory = inventory
+        self._intents = intents
+        self._made: dict[bytes, tuple[FileId, Record]] = {}
+        for intent in intents:
+            for id, handle, record in intent.made:
+                self._made[handle] = (id, record)
+        self._handles = {id: handle for handle, (id, _) in self._made.items()}
+        self._affected: dict[FileId, None] = {}
+
+    def after_kill(self) -> None:
+        """Look at every place that an open epoch mentions."""
+        places = dict.fromkeys(place for intent in self._intents for place in intent.places)
+        for place in places:
+            if place.parent != LIMBO:
+                self._set(place, self._found(place))
+        self._look_into_limbo()
+        self._finish()
+
+    def after_power_cut(self) -> None:
+        """Look at everything."""
+        inventory = self._inventory
+        seen: dict[Slot, FileId] = {}
+        entered = {inventory.root}
+        queue: list[tuple[FileId, int]] = [(inventory.root, os.dup(self._ground.root_fd))]
+        while queue:
+            directory, fd = queue.pop()
+            try:
+                for text in os.listdir(fd):
+                    name = os.fsencode(text)
+                    handle = handle_of(fd, name)
+                    id = None if handle is None else self._identify(handle)
+                    if id is None:
+                        continue
+                    seen[Slot(directory, name)] = id
+                    record = inventory.record(id)
+                    if record is not None and record.kind is Kind.DIRECTORY and id not in entered:
+                        entered.add(id)
+                        queue.append((id, open_beneath(fd, name, os.O_RDONLY | os.O_DIRECTORY)))
+                    elif record is not None and record.kind is Kind.FILE:
+                        self._compare(fd, name, id, record)
+            finally:
+                os.close(fd)
+        for id, _, _ in list(inventory.all_records()):
+            self._affected[id] = None
+            for place in list(inventory.places(id)):
+                if seen.get(place) != id:
+                    inventory.unbind(place, keep=True)
+        for place, id in seen.items():
+            inventory.bind(place, id)
+        self._look_into_limbo()
+        self._finish()
+
+    def _identify(self, handle: bytes) -> FileId | None:
+        """Which id an inode found on disk is; one that an open epoch made enters the inventory."""
+        made = self._made.get(handle)
+        if made is None:
+            return self._inventory.by_handle(handle)
+        id, record = made
+        known = self._inventory.record(id)
+        if known is None or self._inventory.handle(id) != handle:
+            self._inventory.put(id, record, handle)
+        self._affected[id] = None
+        return id
+
+    def _found(self, place: Slot) -> FileId | None:
+        handle = self._handles.get(place.parent)
+        if handle is None and self._inventory.record(place.parent) is not None:
+            handle = self._inventory.handle(place.parent)
+        if handle is None:
+            return None
+        try:
+            fd = self._open_directory(handle)
+        except OSError:
+            return None
+        try:
+            found = handle_of(fd, place.name)
+        finally:
+            os.close(fd)
+        return None if found is None else self._identify(found)
+
+    def _open_directory(self, handle: bytes) -> int:
+        kind = int.from_bytes(handle[:4], "little", signed=True)
+        return syscalls.open_by_handle_at(self._ground.root_fd, kind, handle[4:], os.O_PATH | os.O_DIRECTORY)
+
+    def _set(self, place: Slot, id: FileId | None) -> None:
+        before = self._inventory.bound(place)
+        if before is not None:
+            self._affected[before] = None
+        if id is None:
+            self._inventory.unbind(place, keep=True)
+        else:
+            self._inventory.bind(place, id)
+
+    def _look_into_limbo(self) -> None:
+        inventory = self._inventory
+        self._limbo.find()
+        for name, waited in list(inventory.children(LIMBO)):
+            self._affected[waited] = None
+            inventory.unbind(Slot(LIMBO, name), keep=True)
+        foreign = Foreign(self._ground, self._limbo, inventory)
+        unknown: list[bytes] = []
+        for name in self._limbo.listing():
+            fd = self._ground.directory(LIMBO)
+            handle = handle_of(fd, name)
+            id = None if handle is None else self._identify(handle)
+            if id is None:
+                unknown.append(name)
+                continue
+            self._affected[id] = None
+            waiting = limbo_place(id)
+            record = inventory.record(id)
+            named = any(place.parent != LIMBO for place in inventory.places(id))
+            directory = record is not None and record.kind is Kind.DIRECTORY
+            if (named or inventory.bound(waiting) is not None) and not directory:
+                os.unlink(name, dir_fd=fd)
+                continue
+            if name != waiting.name:
+                if handle_of(fd, waiting.name) is None:
+                    syscalls.renameat2(fd, name, fd, waiting.name, syscalls.RENAME_NOREPLACE)
+                else:
+                    syscalls.renameat2(fd, name, fd, waiting.name, syscalls.RENAME_EXCHANGE)
+                    unknown.append(name)
+            inventory.bind(waiting, id)
+        for name in unknown:
+            foreign.purge(self._ground.directory(LIMBO), name)
+
+    def _compare(self, fd: int, name: bytes, id: FileId, record: Record) -> None:
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if not record.sound or (status.st_size == record.size and status.st_mtime_ns == record.mtime_ns):
+            return
+        self._inventory.put(id, replace(record, suspect=True))
+        if status.st_size == record.size and record.mtime_ns != -1:
+            # Times are set after the data is synced and not synced themselves.
+            entry = open_beneath(fd, name, os.O_PATH)
+            try:
+                attributes.set_time(entry, record.mtime_ns)
+            finally:
+                os.close(entry)
+
+    def _finish(self) -> None:
+        inventory = self._inventory
+        for intent in self._intents:
+            for id in intent.touched:
+                record = inventory.record(id)
+                if record is not None and record.complete:
+                    inventory.put(id, replace(record, suspect=True))
+        queue = list(self._affected)
+        while queue:
+            id = queue.pop()
+            if inventory.record(id) is None or id == inventory.root or inventory.places(id):
+                continue
+            for name, child in list(inventory.children(id)):
+                inventory.unbind(Slot(id, name), keep=True)
+                queue.append(child)
+            inventory.forget(id)

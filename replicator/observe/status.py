@@ -1,0 +1,39 @@
+"""The answer to `status`, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def render(answer: dict[str, Any]) -> str:
+    """Lines of "name: value"; `answer` as the control socket gave it."""
+    if answer["role"] == "receiver":
+        peer = answer["sender"] or "nobody"
+        return "\n".join(
+            [
+                f"replica:  {answer['replica']}",
+                f"sender:   {peer}",
+                f"state:    {answer['state']}",
+                f"durable:  epoch {answer['durable_epoch']}",
+            ]
+        )
+    lag = answer["lag_applied_ms"]
+    durable = answer["lag_durable_ms"]
+    lines = [
+        f"source:    {answer['source']} ({answer['filesystem']}, {answer['sensor']} sensor)",
+        f"receiver:  {answer['receiver']}, {'connected' if answer['connected'] else 'not connected'}",
+        f"state:     {answer['phase']}, {answer['files']} files",
+        f"owed:      {answer['dirty_files']} files, {answer['dirty_bytes']} bytes,"
+        f" the oldest for {answer['oldest_unreplicated_seconds']:.3f} s",
+        f"lag:       applied p50 {lag['p50']:.2f} ms, p99 {lag['p99']:.2f} ms;"
+        f" durable p50 {durable['p50']:.2f} ms, p99 {durable['p99']:.2f} ms",
+        f"wire:      {answer['wire_bytes']['sent']} bytes sent, {answer['wire_bytes']['received']} received",
+    ]
+    if answer["waiting_for"]:
+        lines.append(f"waiting:   {answer['waiting_for']}")
+    if answer["refused_files"]:
+        lines.append(f"refused:   {answer['refused_files']} files, among them {', '.join(answer['refused'][:5])}")
+    lost = {cause: total for cause, total in answer["losses"].items() if total}
+    if lost:
+        lines.append("dropped:   " + ", ".join(f"{cause} {total}" for cause, total in lost.items()))
+    return "\n".join(lines)

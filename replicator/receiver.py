@@ -1,0 +1,365 @@
+"""The receiver: one loop that owns a replica.
+
+Takes options; runs until it is told to stop. It listens, lets one sender in, applies its epochs as they come and makes
+them durable in a worker thread meanwhile. It trusts no peer: whatever breaks the protocol ends that connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import threading
+import time
+from collections import deque
+from contextlib import ExitStack
+from pathlib import Path
+
+from replicator import __version__
+from replicator.answers import Answers
+from replicator.config import ReceiveOptions
+from replicator.errors import EnvironmentFault, RefusedError, RemoteError
+from replicator.link import message as m
+from replicator.link.address import resolve
+from replicator.link.connection import Connection, Heard, LinkLost, Party
+from replicator.link.epoch import Epoch
+from replicator.link.tls import require_tls, server_context
+from replicator.link.transport import accept, listen
+from replicator.mirror.durability import SyncJob
+from replicator.mirror.mirror import Mirror
+from replicator.observe.control import Caller, ControlServer
+from replicator.observe.log import printable
+from replicator.observe.metrics import ReceiverMetrics
+from replicator.sender import ancestors
+
+log = logging.getLogger(__name__)
+
+GREETERS = 32
+"""Connections that may be under way to a greeting at once."""
+TICK = 0.5  # s
+
+
+class Receiver:
+    """One replica. `run` returns when `stop` was called."""
+
+    def __init__(self, options: ReceiveOptions) -> None:
+        """Open the replica and listen; EnvironmentFault or UsageError if something is missing."""
+        self._stopping = False
+        self._stack = ExitStack()
+        try:
+            self._open(options)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, options: ReceiveOptions) -> None:
+        defer = self._stack.callback
+        self.options = options
+        self._tls = server_context(options.tls) if options.tls else None
+        require_tls(options.listen, resolve(options.listen), self._tls)
+        self.mirror = Mirror.open(options.root, options.state, options.adopt)
+        defer(self.mirror.close)
+        self._answers = Answers(self.mirror)
+        self.metrics = ReceiverMetrics()
+        self.selector = selectors.DefaultSelector()
+        defer(self.selector.close)
+        self.listener = listen(options.listen)
+        defer(self.listener.close)
+        self.selector.register(self.listener, selectors.EVENT_READ, self.listener)
+        self.control = ControlServer(options.state, self.selector, self._request)
+        defer(self.control.close)
+        self._syncer = _Syncer()
+        defer(self._syncer.close)
+        self.selector.register(self._syncer.fileno(), selectors.EVENT_READ, self._syncer)
+        self._greeters: set[Connection] = set()
+        self._session: Connection | None = None
+        self._sender: tuple[str, int] | None = None
+        self._peer = ""
+        self._interests: dict[Connection, int] = {}
+        self._unsynced = 0
+        self._next_sync = 0.0
+        self._bytes = [0, 0]
+        self._ticked = 0.0
+
+    # ------------------------------------------------------------------ the loop
+
+    def stop(self) -> None:
+        """End `run` after this turn."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until `stop`. EnvironmentFault if the replica's directory goes."""
+        while not self._stopping:
+            for key, events in self.selector.select(self._patience()):
+                if key.data is self.listener:
+                    self._accept()
+                elif isinstance(key.data, Connection):
+                    self._serve(key.data)
+                elif isinstance(key.data, ControlServer) or hasattr(key.data, "caller"):
+                    self.control.ready(key, events)
+            self._finish_sync()
+            self._start_sync()
+            self._tick()
+            for connection in list(self._interests):
+                self._retune(connection)
+            self.control.retune()
+        for connection in list(self._interests):
+            self._drop(connection, "the receiver stops")
+
+    def close(self) -> None:
+        """Make durable what was applied, and give everything back."""
+        try:
+            self._syncer.close()
+            self._finish_sync()
+        finally:
+            self._stack.close()
+
+    def _patience(self) -> float:
+        if self._unsynced and not self._syncer.busy:
+            return max(0.0, min(TICK, self._next_sync - time.monotonic()))
+        return TICK
+
+    # ------------------------------------------------------------------ connections
+
+    def _accept(self) -> None:
+        transport = accept(self.listener, self._tls)
+        if transport is None:
+            return
+        connection = Connection(transport, Party.RECEIVER)
+        self._interests[connection] = connection.interest()
+        self.selector.register(connection.fileno(), self._interests[connection], connection)
+        self._greeters.add(connection)
+        if len(self._greeters) > GREETERS:
+            self._drop(next(iter(self._greeters)), None)
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            connection.flush()
+            for heard in connection.hear():
+                self._heard(connection, heard)
+                if connection not in self._interests:
+                    return
+        except (LinkLost, RefusedError) as error:
+            self._ended(connection, str(error), logging.INFO)
+        except RemoteError as error:
+            self._ended(connection, str(error), logging.WARNING)
+            self._drop(connection, str(error))
+
+    def _heard(self, connection: Connection, heard: Heard) -> None:
+        match heard:
+            case m.Hello():
+                self._greet(connection, heard)
+            case Epoch(facts, payload) if connection is self._session:
+                self._apply(connection, facts.epoch, heard)
+            case m.Check(request, body) if connection is self._session:
+                connection.say(m.Checked(request, self._answers.answer(body)))
+            case m.Bye(reason):
+                self._ended(connection, f"the sender said goodbye: {reason}", logging.INFO)
+            case _:
+                return
+
+    def _apply(self, connection: Connection, number: int, epoch: Epoch) -> None:
+        answer = self.mirror.apply(epoch.facts, [(at, offset, memoryview(data)) for at, offset, data in epoch.payload])
+        self._answers.remove_extras(epoch.facts)
+        connection.say(m.Applied(answer))
+        self._unsynced = number
+        self.metrics.epochs.add()
+        self.metrics.applied_bytes.add(sum(len(data) for _, _, data in epoch.payload))
+        self.metrics.needs.add(len(answer.needs))
+        self.metrics.refusals.add(len(answer.refusals))
+        for refusal in answer.refusals[:1]:
+            log.error("cannot apply %s: %s", refusal.id.text(), refusal.reason)
+
+    def _greet(self, connection: Connection, hello: m.Hello) -> None:
+        refusal = self._objection(hello)
+        if refusal is not None:
+            log.warning("refused %s: %s", connection.transport.peer, refusal.reason)
+            connection.say(refusal)
+            self._drop(connection, None, linger=True)
+            return
+        if self._session is not None:
+            self._drop(self._session, "the sender connected anew")
+        self._greeters.discard(connection)
+        self.mirror.begin(hello.source, hello.root, hello.instance)
+        self._session, self._peer = connection, connection.transport.peer
+        connection.say(
+            m.Welcome(
+                replica=self.mirror.identity,
+                empty=self.mirror.empty,
+                instance=self.mirror.instance,
+                durable=self.mirror.durable_epoch,
+                open=self.mirror.open_epoch or 0,
+                software=__version__,
+            )
+        )
+        self.metrics.sessions.add()
+        log.info("%s replicates from %s", printable(hello.hostname), self._peer)
+
+    def _objection(self, hello: m.Hello) -> m.Refuse | None:
+        if not hello.source:
+            return m.Refuse(
+                "version",
+                f"the sender speaks protocol versions {hello.oldest} to {hello.newest}, this receiver {m.OLDEST_PROTOCOL}"
+                f" to {m.PROTOCOL}: bring both hosts to the same version of rsyncfs",
+                permanent=True,
+            )
+        if self.mirror.source not in (None, hello.source):
+            return m.Refuse(
+                "other-source",
+                f"the replica {self.options.root} belongs to another source: give each source a replica of its own, or"
+                " start the receiver with --adopt and an empty state directory",
+                permanent=True,
+            )
+        if self._session is not None and self._sender != (hello.source, hello.instance):
+            return m.Refuse("busy", f"the replica {self.options.root} is being fed by another sender", permanent=False)
+        if hello.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip() and hello.ancestors:
+            ours = ancestors(self.options.root)
+            if hello.ancestors[0] in ours or ours[0] in hello.ancestors:
+                return m.Refuse(
+                    "nested",
+                    f"the source and the replica {self.options.root} lie one inside the other: choose directories that"
+                    " do not",
+                    permanent=True,
+                )
+        if not self.mirror.still_there():
+            return m.Refuse("root-gone", f"the replica {self.options.root} is not what it was", permanent=False)
+        self._sender = (hello.source, hello.instance)
+        return None
+
+    def _ended(self, connection: Connection, reason: str, level: int) -> None:
+        log.log(level, "%s: %s", connection.transport.peer, reason)
+        self._drop(connection, None)
+
+    def _drop(self, connection: Connection, reason: str | None, *, linger: bool = False) -> None:
+        """Hang up, with a word if there is one; `linger`: let the peer read what was said first."""
+        if self._interests.pop(connection, None) is None:
+            return
+        self.selector.unregister(connection.fileno())
+        self._greeters.discard(connection)
+        if connection is self._session:
+            self._session = None
+        connection.close(reason)
+        self._bytes[0] += connection.transport.bytes_out
+        self._bytes[1] += connection.transport.bytes_in
+
+    def _retune(self, connection: Connection) -> None:
+        try:
+            connection.flush()
+        except (LinkLost, RemoteError, RefusedError) as error:
+            self._ended(connection, str(error), logging.INFO)
+            return
+        interest = connection.interest()
+        if interest != self._interests[connection]:
+            self.selector.modify(connection.fileno(), interest, connection)
+            self._interests[connection] = interest
+
+    # ------------------------------------------------------------------ durability
+
+    def _start_sync(self) -> None:
+        if self._unsynced and not self._syncer.busy and time.monotonic() >= self._next_sync:
+            self._unsynced = 0
+            self._syncer.start(self.mirror.start_sync())
+
+    def _finish_sync(self) -> None:
+        done = self._syncer.finished()
+        if done is None:
+            return
+        job, seconds = done
+        # As long a pause as it took: a disk that is slow to sync is not asked all the time.
+        self._next_sync = time.monotonic() + min(1.0, seconds)
+        self.metrics.sync_seconds.observe(seconds)
+        before = self.mirror.durable_epoch
+        number = self.mirror.finish_sync(job)
+        if job.error is not None:
+            log.error("cannot sync %s: %s; trying again", self.options.root, job.error.strerror)
+            self._unsynced = self._unsynced or job.epoch
+            self._next_sync = time.monotonic() + 1.0
+        self.metrics.durable_epoch.set(number)
+        session = self._session
+        if session is not None and number > max(before, session.session.durable) and number <= session.session.applied:
+            try:
+                session.say(m.Durable(number))
+            except (LinkLost, RemoteError) as lost:
+                self._ended(session, str(lost), logging.INFO)
+
+    def _tick(self) -> None:
+        if time.monotonic() - self._ticked < TICK:
+            return
+        self._ticked = time.monotonic()
+        if not self.mirror.still_there():
+            raise EnvironmentFault(
+                f"the replica {self.options.root} is not what it was: unmounted, replaced or removed; nothing was"
+                " deleted; mount it again and start the receiver"
+            )
+        for connection in list(self._interests):
+            try:
+                connection.beat()
+            except (LinkLost, RemoteError, RefusedError) as error:
+                self._ended(connection, str(error), logging.INFO)
+        self.metrics.connected.set(1 if self._session is not None else 0)
+        self.metrics.epoch_open.set(1 if self.mirror.open_epoch else 0)
+        sent, received = self._bytes
+        for connection in self._interests:
+            sent += connection.transport.bytes_out
+            received += connection.transport.bytes_in
+        self.metrics.wire_bytes.follow({"sent": sent, "received": received})
+
+    def _request(self, caller: Caller, request: dict[str, object]) -> None:
+        if request.get("op") != "status":
+            caller.answer({"error": "ask the sender: this is the receiver's state directory"})
+            return
+        open_epoch = self.mirror.open_epoch
+        caller.answer(
+            {
+                "role": "receiver",
+                "version": __version__,
+                "replica": printable(self.options.root),
+                "identity": self.mirror.identity,
+                "connected": self._session is not None,
+                "sender": self._peer if self._session is not None else "",
+                "durable_epoch": self.mirror.durable_epoch,
+                "open_epoch": open_epoch,
+                "state": f"incomplete, epoch {open_epoch} open" if open_epoch else "complete",
+            }
+        )
+
+
+class _Syncer:
+    """One thread that syncs, one job at a time."""
+
+    def __init__(self) -> None:
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._done: deque[tuple[SyncJob, float]] = deque()
+        self._thread: threading.Thread | None = None
+        self.busy = False
+
+    def fileno(self) -> int:
+        """Readable when a job is done."""
+        return self._wake
+
+    def start(self, job: SyncJob) -> None:
+        """Run a job; one at a time."""
+        self.busy = True
+        self._thread = threading.Thread(target=self._work, args=(job,), name="sync", daemon=True)
+        self._thread.start()
+
+    def finished(self) -> tuple[SyncJob, float] | None:
+        """The job that is done and the seconds it took; None if there is none."""
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            return None
+        self.busy = False
+        return self._done.popleft()
+
+    def close(self) -> None:
+        """Wait for the job that runs."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self, job: SyncJob) -> None:
+        started = time.monotonic()
+        job()
+        # The loop looks here first and then at the descriptor, so both must be there when it is woken.
+        self._done.append((job, time.monotonic() - started))
+        os.eventfd_write(self._wake, 1)

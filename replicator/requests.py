@@ -1,0 +1,79 @@
+"""What `wait`, `status` and `verify` ask of a running sender."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from replicator import __version__
+from replicator.observe.control import Caller
+from replicator.observe.log import printable
+from replicator.verify import Verification
+
+if TYPE_CHECKING:
+    from replicator.sender import Sender
+
+
+class Requests:
+    """Answers callers of the control socket."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+    def handle(self, caller: Caller, request: dict[str, Any]) -> None:
+        """One request; the answer may come later."""
+        match request.get("op"):
+            case "wait":
+                self._wait(caller)
+            case "status":
+                caller.answer(self._status())
+            case "verify":
+                self._verify(caller)
+            case _:
+                caller.answer({"error": "this version does not know that request"})
+
+    def _wait(self, caller: Caller) -> None:
+        sender = self._sender
+        started = time.monotonic()
+        sender.barriers.add(
+            sender.sensor.produced(),
+            sender.turn,
+            lambda: caller.answer({"seconds": time.monotonic() - started}),
+        )
+
+    def _verify(self, caller: Caller) -> None:
+        Verification(self._sender, caller).start()
+
+    def _status(self) -> dict[str, Any]:
+        sender, outbox = self._sender, self._sender.outbox
+        applied, durable = (
+            {"p50": 1e3 * h.quantile(0.5), "p99": 1e3 * h.quantile(0.99), "max": 1e3 * h.largest}
+            for h in (sender.metrics.lag_applied.snapshot(), sender.metrics.lag_durable.snapshot())
+        )
+        sent, received = sender.uplink.wire_bytes
+        stuck = outbox.stuck()
+        return {
+            "role": "sender",
+            "version": __version__,
+            "source": printable(sender.source.path),
+            "filesystem": sender.source.fstype,
+            "receiver": str(sender.options.address),
+            "phase": sender.phase,
+            "connected": sender.uplink.connection is not None,
+            "waiting_for": sender.uplink.waiting_for,
+            "sensor": type(sender.sensor).__name__.removesuffix("Sensor").lower(),
+            "files": len(sender.index),
+            "dirty_files": len(sender.table) + outbox.reading,
+            "dirty_bytes": outbox.dirty_bytes(),
+            "oldest_unreplicated_seconds": sender.oldest_age(),
+            "epochs_in_flight": len(outbox.inflight),
+            "durable_epoch": sender.durable,
+            "lag_applied_ms": applied,
+            "lag_durable_ms": durable,
+            "wire_bytes": {"sent": sent, "received": received},
+            "events": int(sender.metrics.events.total()),
+            "data_bytes": int(sender.metrics.data_bytes.value),
+            "losses": sender.sensor.losses(),
+            "refused": [sender.describe(id) for id in stuck[:100]],
+            "refused_files": len(stuck),
+        }

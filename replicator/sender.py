@@ -1,0 +1,485 @@
+"""The sender: one loop that owns all state of one source.
+
+Takes options; runs until it is told to stop. Each turn it drains the names' queue and the ring, looks at what changed,
+takes finished reads, hears the receiver, starts reads and sends epochs. Nothing in a turn blocks but looking at names.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from replicator import __version__, syscalls
+from replicator.barrier import Barriers
+from replicator.capture.event import EventKind
+from replicator.capture.names import InodeLook, Names, Overflow, SlotLook
+from replicator.capture.select import select_sensor
+from replicator.capture.sensor import NAMELESS_LOSSES, Filesystem, Sensor
+from replicator.config import SendOptions
+from replicator.dirty.merge import merge
+from replicator.errors import EnvironmentFault
+from replicator.link import message as m
+from replicator.link.tls import client_context
+from replicator.model import FileId, Slot
+from replicator.observe.control import ControlServer
+from replicator.observe.log import printable
+from replicator.observe.metrics import SenderMetrics
+from replicator.progress import Progress
+from replicator.requests import Requests
+from replicator.source.look import SourceNamespace
+from replicator.source.outbox import Outbox
+from replicator.source.pages import PageHashes
+from replicator.source.pool import ReadPool
+from replicator.source.read import Outcome, Reader
+from replicator.state import StateDirectory
+from replicator.tree.exclude import Exclude
+from replicator.tree.handles import SourceRoot
+from replicator.uplink import Uplink
+from replicator.work import Worker
+
+log = logging.getLogger(__name__)
+
+READING = 64
+"""Flushes that may be out to be read."""
+UNAPPLIED = 4
+"""Epochs sent and not yet visible on the replica: while there are so many, what changes is gathered into the next."""
+BACKLOG = 16_384
+"""Dirty inodes above which the first scan pauses."""
+LOOKS = 512
+DIRECTORIES = 500
+"""Directories in one request for names that only the replica has."""
+HOUSEKEEPING = 0.25  # s
+SECOND = 1_000_000_000
+
+_KINDS = {int(kind): kind.name.lower() for kind in EventKind}
+
+
+class Sender:
+    """One source, one receiver. `run` returns when `stop` was called."""
+
+    def __init__(self, options: SendOptions, ready: Callable[[], None]) -> None:
+        """Attach everything; EnvironmentFault or UsageError if something is missing. `ready` is called once in sync."""
+        self._ready = ready
+        self._told_ready = False
+        self._stopping = False
+        self._stack = ExitStack()
+        try:
+            self._open(options)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, options: SendOptions) -> None:
+        defer = self._stack.callback
+        self.options = options
+        tls = client_context(options.tls) if options.tls else None
+        exclude = Exclude(options.exclude)
+        self.state = StateDirectory.open(options.state)
+        defer(self.state.close)
+        self.identity = self.state.identity()
+        self.source = SourceRoot.open(options.source)
+        defer(self.source.close)
+        self.metrics = SenderMetrics()
+        self.sensor: Sensor = select_sensor(options.sensor, self.source.fstype)
+        self.sensor.attach(Filesystem(self.source.fstype, self.source.superblock))
+        defer(self.sensor.close)
+        self.names = Names(self.source)
+        defer(self.names.close)
+        # Pages that were dirty before the hooks were attached stay silent until they are clean.
+        syscalls.syncfs(self.source.read_fd)
+        self.outbox = Outbox(self.source.id, exclude)
+        self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
+        self.barriers = Barriers(self.outbox.generations)
+        self.view = SourceNamespace(self.source)
+        defer(self.view.close)
+        self.pages = PageHashes()
+        self.pool = ReadPool(Reader(self.source, self.pages))
+        defer(self.pool.close)
+        self.worker = Worker()
+        defer(self.worker.close)
+        self.instance = secrets.randbits(64)
+        self.durable = 0
+        self.selector = selectors.PollSelector()
+        defer(self.selector.close)
+        self.uplink = Uplink(options.address, tls, self.selector, self._hello, lambda: self.outbox.last_epoch)
+        defer(lambda: self.uplink.close("the sender stops"))
+        self.requests = Requests(self)
+        self.control = ControlServer(self.state.path, self.selector, self.requests.handle)
+        defer(self.control.close)
+        for watched in (self.sensor, self.names, self.pool, self.worker):
+            self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
+        self.progress = Progress()
+        defer(self.progress.close)
+        self.phase = "connecting"
+        self.turn = 0
+        self._session: object = None
+        self._unlisted: list[FileId] = []
+        self._request = count(1)
+        self._asked: dict[int, Callable[[dict[str, Any]], None]] = {}
+        self._losses: dict[str, int] = {}
+        self._pause_looks = 0
+        self._resolved = 0
+        self._housekept = 0.0
+        self._oldest = 0
+        self.metrics.oldest_unreplicated.set_function(self.oldest_age)
+
+    # ------------------------------------------------------------------ the loop
+
+    def stop(self) -> None:
+        """End `run` after this turn."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Replicate until `stop`. RefusedError if the receiver will not have us, EnvironmentFault if the source goes."""
+        while not self._stopping:
+            for key, events in self.selector.select(self._patience()):
+                if isinstance(key.data, ControlServer) or hasattr(key.data, "caller"):
+                    self.control.ready(key, events)
+            self.turn += 1
+            now = time.monotonic_ns()
+            self._take_names(now)
+            self._take_records()
+            self._take_reads(now)
+            self.worker.collect()
+            self._hear(now)
+            self._resolve(now)
+            self._start_reads(now)
+            self._send(now)
+            self._advance(now)
+            self._housekeep(now)
+            self.uplink.retune()
+            self.control.retune()
+
+    def close(self) -> None:
+        """Detach everything."""
+        self._stack.close()
+
+    def _patience(self) -> float:
+        """Seconds until something is to be done even if nothing happens."""
+        if self.outbox.readable or (self.resolver.workable and time.monotonic_ns() >= self._pause_looks):
+            return 0.0
+        wait = min(self.uplink.due(), HOUSEKEEPING)
+        if self.resolver.waiting:
+            wait = min(wait, 0.005)
+        retry = self.outbox.next_retry()
+        if retry is not None:
+            wait = min(wait, max(0.0, (retry - time.monotonic_ns()) / SECOND))
+        return wait
+
+    # ------------------------------------------------------------------ what the kernel says
+
+    def _take_names(self, now: int) -> None:
+        looks = self.names.drain_queued()
+        inodes = 0
+        for look in looks:
+            if isinstance(look, SlotLook):
+                if self.index.is_member(look.slot.parent):
+                    self.resolver.look(look.slot, now)
+            elif isinstance(look, InodeLook):
+                inodes += 1
+                if self.index.is_member(look.id):
+                    self.table.mark(look.id, now)
+            elif isinstance(look, Overflow):
+                self._names_lost(now)
+        if looks:
+            self.metrics.events.add("inode", inodes)
+            self.metrics.events.add("name", len(looks) - inodes)
+
+    def _names_lost(self, now: int) -> None:
+        """Names changed and the kernel could not say where: list every directory again."""
+        log.warning("the queue of name events overflowed: listing every directory (raise fs.fanotify.max_queued_events)")
+        self.metrics.events_dropped.add("names_overflow")
+        self.metrics.resyncs.add("names_overflow")
+        for id in list(self.index.subtree(self.index.root)):
+            if self.index.is_directory(id):
+                self.resolver.list(id, now)
+
+    def _take_records(self) -> None:
+        for _ in range(16):
+            records = self.sensor.drain(1 << 16)
+            if records is None:
+                return
+            for kind, amount in enumerate(np.bincount(records["kind"]).tolist()):
+                if amount:
+                    self.metrics.events.add(_KINDS.get(kind, "whole"), amount)
+            merge(records, self.table, self.index.is_member)
+            self.sensor.advance()
+
+    def check_losses(self) -> None:
+        """Widen what is owed by whatever the kernel could not hand over."""
+        losses = self.sensor.losses()
+        grown = {cause for cause, total in losses.items() if total > self._losses.get(cause, 0)}
+        for cause in grown:
+            self.metrics.events_dropped.add(cause, losses[cause] - self._losses.get(cause, 0))
+        self._losses = losses
+        if not grown:
+            return
+        now = time.monotonic_ns()
+        lost = [id for id in self.sensor.lost_inodes() if self.index.is_member(id)]
+        for id in lost:
+            self.table.mark(id, now).mark_whole()
+        log.warning("the kernel dropped events (%s): %d files are read again", ", ".join(sorted(grown)), len(lost))
+        if grown & NAMELESS_LOSSES:
+            log.warning("it is not known of which files: all are compared with the replica")
+            self.metrics.resyncs.add("events_lost")
+            self.outbox.compare_all(now)
+
+    # ------------------------------------------------------------------ looking and reading
+
+    def _resolve(self, now: int) -> None:
+        held_only = not self.resolver.workable
+        if now < self._pause_looks or not self.resolver.pending or self.phase == "connecting":
+            return
+        if held_only and now - self._resolved < 5_000_000:
+            return
+        if not self.resolver.complete and len(self.table) > BACKLOG:
+            return
+        self._resolved = now
+        changes = self.resolver.resolve(self.view, now, LOOKS)
+        self.outbox.changed(changes)
+        for where, error in changes.failed[:1]:
+            log.error("cannot look at %s: %s; trying again", self.describe(where), error.strerror)
+            self._pause_looks = now + SECOND
+
+    def _start_reads(self, now: int) -> None:
+        if self.uplink.connection is None or self.phase == "connecting":
+            return
+        room = READING - self.outbox.reading
+        if room > 0 or self.outbox.readable:
+            flushes = self.outbox.next_reads(now, max(0, room))
+            if flushes:
+                self.pool.submit(flushes)
+
+    def _take_reads(self, now: int) -> None:
+        for outcome in self.pool.collect():
+            flush = outcome.flush
+            if not self.outbox.current(flush):
+                continue
+            if outcome.error is not None:
+                log.error("cannot read %s: %s; trying again", self.describe(flush.owed.id), outcome.error.strerror)
+                self.outbox.failed(flush, now)
+            elif outcome.part is None:
+                self.outbox.gone(flush)
+            else:
+                self._read(outcome, now)
+
+    def _read(self, outcome: Outcome, now: int) -> None:
+        assert outcome.part is not None
+        flush = outcome.flush
+        self.pages.forget(flush.owed.id, outcome.sent)
+        self.pages.remember(flush.owed.id, outcome.hashes)
+        if outcome.beyond:
+            self.outbox.owe_again(flush, outcome.beyond, now)
+        if outcome.seconds:  # writing a mapping out costs the disk: leave it four times as long as it took
+            self.outbox.rest(flush.owed.id, now + int(4 * outcome.seconds * SECOND))
+        self.outbox.read_done(outcome.part)
+
+    # ------------------------------------------------------------------ the receiver
+
+    def _hello(self) -> m.Hello:
+        return m.Hello(
+            source=self.identity.source,
+            root=self.source.id,
+            instance=self.instance,
+            durable=self.durable,
+            replica=self.identity.replica,
+            fstype=self.source.fstype,
+            hostname=socket.gethostname(),
+            boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            ancestors=ancestors(self.options.source),
+            software=__version__,
+        )
+
+    def _hear(self, now: int) -> None:
+        heard = self.uplink.turn()
+        connection = self.uplink.connection
+        if connection is not self._session:
+            if self._session is not None:
+                self._lost_session()
+            self._session = connection
+            if connection is not None:
+                self._welcomed(now)
+        for message in heard:
+            if isinstance(message, m.Applied):
+                self.metrics.needs.add(len(message.answer.needs))
+                self._refusals(message)
+                self._observe(self.metrics.lag_applied, self.outbox.applied(message.answer, now))
+                self.metrics.epochs.add()
+            elif isinstance(message, m.Durable):
+                self.durable = message.epoch
+                self.metrics.durable_epoch.set(message.epoch)
+                self._observe(self.metrics.lag_durable, self.outbox.durable(message.epoch, now))
+            elif isinstance(message, m.Checked):
+                hear = self._asked.pop(message.request, None)
+                if hear is not None:
+                    hear(message.body)
+
+    @staticmethod
+    def _observe(histogram: Any, ages: list[int]) -> None:
+        if ages:
+            histogram.observe_many(np.array(ages) / SECOND)
+
+    def _refusals(self, message: m.Applied) -> None:
+        refusals = message.answer.refusals
+        self.metrics.refusals.add(len(refusals))
+        for refusal in refusals[:1]:
+            more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
+            log.error("the replica refuses %s: %s%s; trying again", self.describe(refusal.id), refusal.reason, more)
+
+    def _lost_session(self) -> None:
+        self.outbox.disconnected()
+        self.pages.clear()
+        asked, self._asked = self._asked, {}
+        for hear in asked.values():
+            hear({"error": "the connection was lost"})
+
+    def _welcomed(self, now: int) -> None:
+        connection, welcome = self.uplink.connection, self.uplink.welcome
+        assert connection is not None
+        assert welcome is not None
+        self.metrics.sessions.add()
+        other = self.identity.replica not in (None, welcome.replica)
+        if self.identity.replica != welcome.replica:
+            self.identity.replica = welcome.replica
+            self.state.write(self.identity)
+        if self.phase == "connecting":
+            self.outbox.checking = not welcome.empty
+            self.metrics.resyncs.add("start")
+            self.outbox.start(now)
+            self.phase = "scanning"
+        elif other or connection.session.reverted:
+            log.warning("the replica is not in the state that it was left in: comparing everything")
+            self.metrics.resyncs.add("compare")
+            self.outbox.checking = True
+            self.outbox.compare_all(now)
+            self.phase = "scanning"
+
+    def ask(self, body: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        """Have the receiver answer a request, in the stream of epochs. Without a session the answer has an "error"."""
+        number = next(self._request)
+        self._asked[number] = answer
+        if not self.uplink.say(m.Check(number, body)):
+            del self._asked[number]
+            answer({"error": "there is no connection to the receiver"})
+
+    def _send(self, now: int) -> None:
+        while (connection := self.uplink.connection) is not None:
+            session = connection.session
+            if connection is not self._session or session.window_left() <= 0 or session.in_flight[0] >= UNAPPLIED:
+                return
+            epoch = self.outbox.compose()
+            if epoch is None:
+                return
+            facts, payload = epoch
+            self.metrics.data_bytes.add(sum(len(data) for _, _, data in payload))
+            self.uplink.say_epoch(facts, payload)
+            self._start_reads(now)
+
+    # ------------------------------------------------------------------ progress
+
+    def _advance(self, now: int) -> None:
+        """Go from one phase of the first sync to the next, and let waiters through."""
+        generations = self.outbox.generations
+        if self.phase == "scanning" and not self.resolver.workable:
+            self.resolver.complete = True
+            self.phase = "sending"
+            self.barriers.add(self.sensor.produced(), self.turn, self._scanned, early=True)
+        if self.barriers:
+            self.check_losses()
+        in_sync = self.phase == "ready"
+        scanned = in_sync or self.phase == "sending"
+        self.barriers.turn(self.sensor.consumed(), self.turn, scanned=scanned, in_sync=in_sync)
+        self.progress.show(self.phase, len(self.index), len(self.table) + self.outbox.reading, generations.owed)
+
+    def _scanned(self) -> None:
+        """Everything that the source has is on the replica: now what only the replica has."""
+        if not self.outbox.checking:
+            self._in_sync()
+            return
+        self.outbox.checking = False
+        self._unlisted = [id for id in self.index.subtree(self.index.root) if self.index.is_directory(id)]
+        self._ask_extras()
+
+    def _ask_extras(self) -> None:
+        asked, self._unlisted = self._unlisted[:DIRECTORIES], self._unlisted[DIRECTORIES:]
+        self.ask({"op": "extras", "directories": [id.text() for id in asked]}, self._extras)
+
+    def _extras(self, body: dict[str, Any]) -> None:
+        if "error" in body:  # the connection went: another session asks again
+            self.outbox.checking = True
+            self.phase = "scanning"
+            return
+        now = time.monotonic_ns()
+        for parent, name in body.get("slots", []):
+            slot = Slot(FileId.parse(parent), name.encode("latin-1"))
+            self.resolver.look(slot, now, force=True)
+        if self._unlisted:
+            self._ask_extras()
+        else:
+            self.barriers.add(self.sensor.produced(), self.turn, self._in_sync, early=True)
+
+    def _in_sync(self) -> None:
+        self.phase = "ready"
+        self.progress.close()
+        if not self._told_ready:
+            self._told_ready = True
+            self._ready()
+
+    def _housekeep(self, now: int) -> None:
+        if time.monotonic() - self._housekept < HOUSEKEEPING:
+            return
+        self._housekept = time.monotonic()
+        if not self.source.still_there():
+            raise EnvironmentFault(
+                f"{self.source.path} is not what it was: unmounted, replaced or removed; nothing was deleted on the "
+                "replica; mount it again and start the sender"
+            )
+        self.check_losses()
+        metrics = self.metrics
+        metrics.connected.set(1 if self.uplink.connection is not None else 0)
+        metrics.dirty_files.set(len(self.table) + self.outbox.reading)
+        metrics.dirty_bytes.set(self.outbox.dirty_bytes())
+        metrics.held_files.set(len(self.outbox.stuck()))
+        metrics.inflight_epochs.set(len(self.outbox.inflight))
+        metrics.scan_files.set(len(self.index))
+        metrics.scan_running.set(0 if self.resolver.complete else 1)
+        sent, received = self.uplink.wire_bytes
+        metrics.wire_bytes.follow({"sent": sent, "received": received})
+        self._oldest = self.outbox.oldest() or 0
+        connection = self.uplink.connection
+        info = connection.transport.tcp_info() if connection is not None else None
+        metrics.tcp_rtt.set(info.rtt_seconds if info else math.nan)
+        metrics.tcp_retransmits.follow(info.retransmits if info else 0)
+
+    def oldest_age(self) -> float:
+        """Seconds since the oldest change that is not durable on the replica; 0 if there is none."""
+        return (time.monotonic_ns() - self._oldest) / SECOND if self._oldest else 0.0
+
+    def describe(self, what: Slot | FileId) -> str:
+        """A path, for people."""
+        id = what.parent if isinstance(what, Slot) else what
+        path = self.index.path(id)
+        name = what.name if isinstance(what, Slot) else b""
+        return printable(os.path.join(path, name)) if path is not None else f"inode {id.text()}"
+
+
+def ancestors(path: Path) -> tuple[tuple[int, int], ...]:
+    """(st_dev, st_ino) of a directory and all above it."""
+    resolved = path.resolve()
+    chain = []
+    for directory in (resolved, *resolved.parents):
+        status = directory.stat()
+        chain.append((status.st_dev, status.st_ino))
+    return tuple(chain)

@@ -1,0 +1,1 @@
+"""Dirty state and user data in, facts out."""

@@ -1,0 +1,94 @@
+"""Looks at names and liveness in the source, for the resolver.
+
+Takes slots and ids, gives what is there now. Keeps some directories open, by descriptor without access (O_PATH), so
+that a name costs no path walk. Opens nothing but directories. Errors of a sick disk come out as OSError.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from replicator.model import FileId, Kind, Slot
+from replicator.tree.handles import SourceRoot, Stale
+from replicator.tree.resolver import DirectoryGone, Found
+
+_KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFSOCK: Kind.SOCKET,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+}
+
+
+def kind_of(mode: int) -> Kind:
+    """The kind of an inode by its st_mode."""
+    return _KINDS[stat.S_IFMT(mode)]
+
+
+class SourceNamespace:
+    """The resolver's `Namespace`, on a real directory."""
+
+    def __init__(self, source: SourceRoot, keep: int = 256) -> None:
+        """`keep`: how many directories stay open."""
+        self._source = source
+        self._keep = keep
+        self._open: OrderedDict[FileId, int] = OrderedDict()
+
+    def lookup(self, slot: Slot) -> Found | None:
+        """What the slot holds now; None if nothing. DirectoryGone if its directory cannot be opened by its id."""
+        try:
+            directory = self._directory(slot.parent)
+        except Stale:
+            raise DirectoryGone from None
+        try:
+            while True:
+                id, _ = self._source.id_at(directory, slot.name)
+                mode = os.lstat(slot.name, dir_fd=directory).st_mode
+                if self._source.id_at(directory, slot.name)[0] == id:
+                    return Found(id, kind_of(mode))
+        except FileNotFoundError:
+            return None
+
+    def names(self, directory: FileId) -> Sequence[bytes] | None:
+        """All names in the directory; None if it is gone."""
+        try:
+            fd = self._source.open_by_id(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME)
+        except Stale:
+            return None
+        try:
+            return [os.fsencode(name) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
+
+    def alive(self, id: FileId) -> bool:
+        """Whether the inode exists and has a name somewhere."""
+        try:
+            fd = self._source.open_by_id(id)
+        except Stale:
+            return False
+        try:
+            return os.fstat(fd).st_nlink > 0
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close all directories."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+
+    def _directory(self, id: FileId) -> int:
+        fd = self._open.get(id)
+        if fd is not None:
+            self._open.move_to_end(id)
+            return fd
+        fd = self._open[id] = self._source.open_by_id(id)
+        if len(self._open) > self._keep:
+            os.close(self._open.popitem(last=False)[1])
+        return fd

@@ -1,0 +1,238 @@
+"""Reads what one inode owes: the only reader of user data.
+
+Takes a flush (see outbox.py), gives a part: a fact and bytes. Runs in worker threads, for each step may wait: for the
+inode's lock, for a mapping's pages to be written out, for the disk. First the lock, then the look: a hook may fire
+before its effect is complete, under the inode's lock, so the reader waits for that lock before it looks at the size.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import dataclass, field
+
+from replicator import syscalls
+from replicator.dirty.ranges import RangeSet
+from replicator.model import END_OF_FILE, Attributes, Extent, FileId, InodeFact, Kind
+from replicator.source.look import kind_of
+from replicator.source.outbox import Flush, Part
+from replicator.source.pages import PAGE, PageHashes
+from replicator.tree.handles import SourceRoot, Stale
+
+SLICE = 4 << 20
+HOLES_FROM = 1 << 16
+"""A range of at least this many bytes is looked through for holes."""
+SETTLED_AFTER = 50_000_000
+"""A file whose ctime is younger than this (ns) may change again without its ctime showing it."""
+BEYOND_TRIES = 3
+_FLUSH = syscalls.SYNC_FILE_RANGE_WAIT_BEFORE | syscalls.SYNC_FILE_RANGE_WRITE | syscalls.SYNC_FILE_RANGE_WAIT_AFTER
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of reading one flush: a part, or gone, or an error to try again after."""
+
+    flush: Flush
+    part: Part | None = None
+    gone: bool = False
+    error: OSError | None = None
+    beyond: RangeSet = field(default_factory=RangeSet)
+    """Dirty ranges beyond the end of the file: their size is still to come."""
+    hashes: dict[int, int] = field(default_factory=dict)
+    sent: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges whose page hashes are out of date now."""
+    seconds: float = 0.0
+    """How long it took to write a mapping's pages out."""
+
+
+class Reader:
+    """Reads flushes of one source. `read` may run in several threads, each with another inode."""
+
+    def __init__(self, source: SourceRoot, pages: PageHashes) -> None:
+        self._source = source
+        self._pages = pages
+
+    def read(self, flush: Flush) -> Outcome:
+        """The next slice of a flush. Never raises OSError: that is in the outcome."""
+        outcome = Outcome(flush)
+        try:
+            fd = self._source.open_to_read(flush.owed.id)
+        except Stale:
+            outcome.gone = True
+            return outcome
+        except OSError as error:
+            outcome.error = error
+            return outcome
+        try:
+            self._read(fd, flush, outcome)
+        except OSError as error:
+            outcome.error = error
+        finally:
+            os.close(fd)
+        return outcome
+
+    def _read(self, fd: int, flush: Flush, outcome: Outcome) -> None:
+        status = os.fstat(fd)
+        kind = kind_of(status.st_mode)
+        owed = flush.owed
+        if kind is Kind.FILE and not owed.check:
+            self._wait_for_lock(fd, status.st_size)
+            if owed.mapped and flush.left is None:
+                self._write_out(fd, flush, outcome)
+            status = os.fstat(fd)
+        if status.st_nlink == 0:
+            outcome.gone = True
+            return
+        whole = kind is not Kind.FILE or (owed.whole and flush.left is None)
+        data: list[tuple[int, bytes]] = []
+        holes: list[Extent] = []
+        size = status.st_size if kind is Kind.FILE else 0
+        partial = False
+        lowest = owed.lowest if flush.left is None else None
+        if kind is Kind.FILE and not owed.check:
+            size = self._slice(fd, flush, size, outcome, data, holes)
+            partial = bool(flush.left)
+        fact = InodeFact(
+            id=owed.id,
+            kind=kind,
+            attributes=_attributes(fd, kind, status),
+            size=size,
+            whole=whole,
+            partial=partial,
+            check=owed.check,
+            settled=not owed.mapped and time.time_ns() - status.st_ctime_ns > SETTLED_AFTER,
+            lowest=lowest if kind is Kind.FILE else None,
+            data=tuple(Extent(offset, len(chunk)) for offset, chunk in data),
+            holes=tuple(holes),
+        )
+        outcome.part = Part(flush, fact, data)
+
+    def _wait_for_lock(self, fd: int, size: int) -> None:
+        """Wait until whoever changes the file has let go of the inode's lock."""
+        if self._source.fstype == "xfs":
+            os.pread(fd, 1, 0)  # a buffered read takes it there, seeking does not
+            return
+        try:
+            os.lseek(fd, max(0, size - 1), os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+
+    def _write_out(self, fd: int, flush: Flush, outcome: Outcome) -> None:
+        """Make the pages of mappings clean, so that what is stored from here on faults and is seen."""
+        started = time.monotonic()
+        syscalls.membarrier()
+        ranges = flush.owed.ranges.copy()
+        ranges.update(flush.owed.folios)
+        for start, end in ranges:
+            for _ in range(2 if self._source.fstype == "btrfs" else 1):
+                syscalls.sync_file_range(fd, start, end - start, _FLUSH)
+        outcome.seconds = time.monotonic() - started
+
+    def _slice(
+        self, fd: int, flush: Flush, size: int, outcome: Outcome, data: list[tuple[int, bytes]], holes: list[Extent]
+    ) -> int:
+        """Read the next slice into `data` and `holes`; returns the size to announce."""
+        owed = flush.owed
+        folios = RangeSet()
+        if flush.left is None:
+            ranges = self._due(flush, size, outcome)
+            folios = owed.folios.within(size)
+            shared = RangeSet()
+            for start, end in ranges:  # a page that is in both is read once
+                for piece in folios.remove(start - start % PAGE, -(-end // PAGE) * PAGE):
+                    shared.add(*piece)
+            ranges.update(shared)
+            flush.size = size
+        else:
+            ranges = flush.left.within(size)
+            size = min(size, flush.size)
+        if owed.whole or owed.lowest is not None:
+            outcome.sent.append((0 if owed.whole else owed.lowest or 0, END_OF_FILE))
+        budget = SLICE
+        changed = RangeSet()
+        for start, end in folios:
+            if budget > 0:
+                budget -= self._read_folio(fd, owed.id, start, end, outcome, data)
+            else:
+                changed.add(start, end)  # too much at once: sent as it is
+        ranges.update(changed)
+        left = RangeSet()
+        for start, end in ranges:
+            at = start
+            while at < end and budget > 0:
+                at, cost = self._read_some(fd, at, end, owed.holes, budget, data, holes)
+                budget -= cost
+            outcome.sent.append((start, at))
+            left.add(at, end)
+        flush.left = left
+        data.sort()
+        return size
+
+    def _due(self, flush: Flush, size: int, outcome: Outcome) -> RangeSet:
+        """What the first slice must begin with: dirty ranges, and every tail that the new size uncovers."""
+        owed = flush.owed
+        ranges = owed.ranges.within(size)
+        for known in (owed.lowest, flush.known_size):
+            if known is not None and not owed.whole:
+                ranges.add(known, size)
+        edge = -(-size // PAGE) * PAGE
+        if owed.lowest is None and owed.beyond < BEYOND_TRIES and edge < owed.ranges.end < END_OF_FILE:
+            outcome.beyond.update(owed.ranges)
+            outcome.beyond.remove(0, edge)
+        return ranges
+
+    def _read_folio(
+        self, fd: int, id: FileId, start: int, end: int, outcome: Outcome, data: list[tuple[int, bytes]]
+    ) -> int:
+        start -= start % PAGE
+        chunk = os.pread(fd, end - start, start)
+        changed, hashes = self._pages.compare(id, start, chunk)
+        outcome.hashes.update(hashes)
+        for first, last in changed:
+            data.append((start + first, chunk[first:last]))
+        return sum(last - first for first, last in changed)
+
+    @staticmethod
+    def _read_some(
+        fd: int,
+        at: int,
+        end: int,
+        look_for_holes: bool,
+        budget: int,
+        data: list[tuple[int, bytes]],
+        holes: list[Extent],
+    ) -> tuple[int, int]:
+        """Read, or skip as a hole, from `at` on; returns where it ended and how many bytes it took."""
+        stop = end
+        if look_for_holes or end - at >= HOLES_FROM:
+            try:
+                first = min(end, os.lseek(fd, at, os.SEEK_DATA))
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                first = end
+            if first > at:
+                holes.append(Extent(at, first - at))
+                return first, 0
+            stop = min(end, os.lseek(fd, at, os.SEEK_HOLE))
+        stop = min(stop, at + budget)
+        chunk = os.pread(fd, stop - at, at)
+        if chunk:
+            data.append((at, chunk))
+            return at + len(chunk), len(chunk)
+        return end, 0  # cut off meanwhile: a new size is on its way
+
+
+def _attributes(fd: int, kind: Kind, status: os.stat_result) -> Attributes:
+    return Attributes(
+        mode=status.st_mode & 0o7777,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        rdev=status.st_rdev if kind in (Kind.CHARACTER, Kind.BLOCK) else 0,
+        target=os.readlink(b"", dir_fd=fd) if kind is Kind.SYMLINK else b"",
+        xattrs=syscalls.get_xattrs(fd),
+    )

@@ -1,0 +1,162 @@
+"""Fixtures of the end-to-end tests: mounted filesystems, running pairs, one subdirectory a case.
+
+A pair (both ends, on a source and a replica filesystem of their own) serves all cases of a module, because starting one
+costs seconds. A case that fails gets the next one a fresh pair, so that one fault is reported once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import pair as pairs
+from tests.support.filesystems import FILESYSTEMS, filesystem
+from tests.support.pair import Pair
+
+LOG_LIMIT = 6000
+"""Bytes of each process's log that a failure's report shows."""
+
+EXCLUDED_SUFFIX = ".part~"
+"""Names ending so are excluded in every stage's pair; all other tests just don't use it."""
+
+failed_key = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show the logs of both ends with each failure, and remember the failure for the fixtures."""
+    report = yield
+    if report.failed:  # type: ignore[attr-defined]
+        item.stash[failed_key] = True
+        for process in pairs.started:
+            report.sections.append(  # type: ignore[attr-defined]
+                (f"log of {process.words[0]} ({process.log.name})", process.text(LOG_LIMIT))
+            )
+    return report
+
+
+def pytest_runtest_setup() -> None:
+    """Forget the processes of the tests before, but for those that still serve."""
+    pairs.started[:] = [process for process in pairs.started if process.running()]
+
+
+@dataclass
+class Stage:
+    """Where pairs run: a source and a replica filesystem, and the pair on them, made when first asked for."""
+
+    fstype: str
+    """The source's filesystem."""
+    replica_fstype: str
+    source_mount: Path
+    replica_mount: Path
+    directory: Path
+    """For state and logs, outside both."""
+    pair: Pair | None = None
+    rounds: int = 0
+
+    def running(self) -> Pair:
+        """The pair, both ends up; a new one, on new empty roots, if the last has died or was dropped."""
+        if self.pair is not None and not self.pair.healthy():
+            self.drop()
+        if self.pair is None:
+            self.rounds += 1
+            source, replica = (mount / f"root{self.rounds}" for mount in (self.source_mount, self.replica_mount))
+            source.mkdir()
+            replica.mkdir()
+            state = self.directory / f"state{self.rounds}"
+            self.pair = Pair(source, replica, state, exclude=[f"*{EXCLUDED_SUFFIX}"]).start()
+        return self.pair
+
+    def drop(self) -> None:
+        """End the pair at once, without judging it."""
+        if self.pair is not None:
+            self.pair.kill()
+            shutil.rmtree(self.pair.source, ignore_errors=True)
+            shutil.rmtree(self.pair.replica, ignore_errors=True)
+        self.pair = None
+
+    def close(self) -> None:
+        """Stop the pair as the contract says."""
+        pair, self.pair = self.pair, None
+        if pair is not None:
+            pair.stop()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test's own directory in a running pair."""
+
+    pair: Pair
+    name: str
+    fstype: str
+
+    @property
+    def source(self) -> Path:
+        return self.pair.source / self.name
+
+    @property
+    def replica(self) -> Path:
+        return self.pair.replica / self.name
+
+    def assert_same(self, timeout: float = pairs.WAIT_SECONDS, holes: bool = False) -> None:
+        """Wait, then compare this case's directory."""
+        self.pair.assert_same(self.name, timeout, holes)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A new directory on disk, removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="rsyncfs-test-", dir="/var/tmp", ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
+
+
+def on(*combinations: str) -> pytest.MarkDecorator:
+    """A module's mark that says on which filesystems its stages are; "ext4-to-xfs" has a replica of another type."""
+    return pytest.mark.parametrize("stage", combinations, indirect=True, scope="module")
+
+
+@contextlib.contextmanager
+def open_stage(directory: Path, combination: str) -> Iterator[Stage]:
+    """A stage on `combination`: "ext4", or "ext4-to-xfs" for a replica of another type."""
+    source, _, replica = combination.partition("-to-")
+    replica = replica or source
+    with (
+        filesystem(source, directory / "source") as source_mount,
+        filesystem(replica, directory / "replica") as replica_mount,
+    ):
+        stage = Stage(source, replica, source_mount, replica_mount, directory)
+        try:
+            yield stage
+        except BaseException:
+            stage.drop()
+            raise
+        stage.close()
+
+
+@pytest.fixture(scope="module", params=FILESYSTEMS)
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """A stage on each filesystem; a module may choose others with `on`."""
+    with tempfile.TemporaryDirectory(prefix="rsyncfs-test-", dir="/var/tmp", ignore_cleanup_errors=True) as directory:
+        with open_stage(Path(directory), request.param) as stage:
+            yield stage
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Case]:
+    """An empty directory of this test's own in the source of a running pair; removed afterwards."""
+    pair = stage.running()
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", request.node.name).strip("-")
+    made = Case(pair, name, stage.fstype)
+    made.source.mkdir()
+    yield made
+    if request.node.stash.get(failed_key, False):
+        stage.drop()
+    else:
+        shutil.rmtree(made.source, ignore_errors=True)

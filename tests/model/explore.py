@@ -1,0 +1,273 @@
+"""One random run: a source that changes, a sender, a network that breaks, a receiver that dies; then the comparison."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from replicator.mirror.steps import LIMBO
+from replicator.model import Answer, Facts, FileId, Kind
+from replicator.source.outbox import Payload
+from tests.model.disk import Inode
+from tests.model.receiver import Crash, Fault, Receiver
+from tests.model.sender import Sender, SourceCalls
+from tests.model.world import Node, World
+
+QUIET_ROUNDS = 60
+"""Rounds of everything in which a source that does not change must be equal on the replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """How big, and how rough, a run is."""
+
+    actions: int = 14
+    restless: float = 0.03
+    restarts: bool = True
+
+
+class Run:
+    """One interleaving, told by its seed alone."""
+
+    def __init__(self, seed: int, scope: Scope, trace: list[str] | None = None) -> None:
+        self.rng = random.Random(seed)
+        self.scope = scope
+        self.world = World(self.rng)
+        self.world.trace = trace
+        self.calls = SourceCalls(self.world, self.rng, 0.0)
+        for _ in range(self.rng.randint(2, 6)):
+            self.world.act()
+        self._events_lost()
+        self.sender = Sender(self.world, self.calls, checking=False)
+        self.receiver = Receiver(self.world.root, self.rng, self._precious, self.world.note)
+        self.up: list[tuple[Facts, Payload]] = []
+        self.down: list[Answer | int] = []
+        self.learned = True
+        """The sender knows which names the replica had when it started."""
+        self.shipped: set[FileId] = set()
+        self.filling: set[FileId] = set()
+        """Inodes of which a whole content is on its way in parts."""
+        self.wholes: dict[int, list[FileId]] = {}
+        """By epoch, the inodes whose whole content it completes."""
+
+    def go(self) -> None:
+        """The run. Fault when the logic broke a promise."""
+        if self.rng.random() < 0.7:
+            self._quiesce()  # begin in step
+        self.calls.restless = self.scope.restless
+        for _ in range(self.scope.actions):
+            for _ in range(self.rng.choice((1, 1, 2, 3))):
+                self.world.act()
+            for _ in range(self.rng.choice((0, 1, 2, 4))):
+                self._something()
+        self.calls.restless = 0.0
+        self._quiesce()
+        self._compare()
+
+    # ---- what may happen at any time
+
+    def _something(self) -> None:
+        rng, sender = self.rng, self.sender
+        what = rng.choices(_EVENTS, cum_weights=_WEIGHTS)[0]
+        if self.world.trace is not None:
+            self.world.note(f"link or sender: {what}")
+        match what:
+            case "bytes":
+                sender.take_bytes(rng.randint(1, 4))
+            case "looks":
+                sender.take_looks(rng.randint(1, 4))
+            case "resolve":
+                sender.resolve()
+            case "drain":
+                self._drain()
+            case "read":
+                sender.start_reads(rng.randint(1, 3))
+            case "result":
+                if sender.outcomes:
+                    sender.finish_read()
+            case "compose":
+                self._compose()
+            case "apply":
+                self._apply(crash=rng.random() < 0.08)
+            case "commit":
+                self.down.append(self.receiver.commit())
+            case "hear":
+                self._hear()
+            case "cut":
+                self._cut()
+            case "kill":
+                self._kill()
+            case "burst":
+                self._round()
+            case "restart":
+                if self.scope.restarts:
+                    self._restart()
+
+    def _drain(self) -> None:
+        self.sender.drain()
+        if self.sender.outbox.resolver.complete and not self.learned:
+            self.learned = True
+            inventory = self.receiver.inventory
+            slots = [place for place in inventory.names if place.parent != LIMBO]
+            self.sender.learn(slots, list(inventory.records))
+
+    def _compose(self) -> None:
+        composed = self.sender.compose()
+        if composed is not None:
+            self.up.append(composed)
+            for fact in composed[0].inodes:
+                if fact.whole and not fact.check:
+                    self.filling.add(fact.id)
+                if fact.id in self.filling and not fact.partial:
+                    self.filling.remove(fact.id)
+                    self.wholes.setdefault(composed[0].epoch, []).append(fact.id)
+                if fact.kind is Kind.FILE and fact.whole and fact.id in self.shipped and self._precious(fact.id):
+                    raise Fault(f"{fact.id} is sent a second time")
+
+    def _apply(self, crash: bool = False) -> None:
+        if not self.up:
+            return
+        facts, payload = self.up.pop(0)
+        if self.world.trace is not None:
+            self.world.note(f"replica: {facts}")
+        try:
+            answer = self.receiver.apply(facts, payload, self.rng.randint(0, 8) if crash else None)
+        except Crash:
+            self._kill()
+        else:
+            self.down.append(answer)
+
+    def _hear(self) -> None:
+        if not self.down:
+            return
+        heard = self.down.pop(0)
+        sender = self.sender
+        if isinstance(heard, Answer):
+            sender.outbox.applied(heard, sender.now)
+            return
+        sender.outbox.durable(heard, sender.now)
+        for number in [number for number in self.wholes if number <= heard]:
+            for id in self.wholes.pop(number):
+                self._has_arrived(id)
+
+    def _has_arrived(self, id: FileId) -> None:
+        """Its bytes are durable on the replica: from here on they need not be sent again while it stays in the tree."""
+        node = self.world.node(id)
+        if node is None or not self.world.inside(node):
+            return
+        outbox = self.sender.outbox
+        unheard = self.world.bytes or self.world.looks or self.sender.outcomes or outbox.resolver.pending
+        if not unheard and id not in outbox.table:
+            self.shipped.add(id)
+            node.stayed = True
+
+    def _cut(self) -> None:
+        self.up.clear()
+        self.down.clear()
+        self.wholes.clear()
+        self.filling.clear()
+        self.sender.outbox.disconnected()
+        self.sender.pages.clear()
+
+    def _kill(self) -> None:
+        self.world.note("replica: killed")
+        self.receiver.recover()
+        self._cut()
+
+    def _restart(self) -> None:
+        """The sender's process ends and begins anew, with nothing but what it sees."""
+        self._cut()
+        self._events_lost()
+        self.shipped.clear()
+        self.receiver.new_sender()
+        self.sender = Sender(self.world, self.calls, checking=True)
+        self.learned = False
+
+    def _events_lost(self) -> None:
+        self.world.bytes.clear()
+        self.world.looks.clear()
+
+    # ---- the end
+
+    def _round(self) -> None:
+        """Everything once, in good order."""
+        self.world.note("everything once")
+        sender = self.sender
+        sender.resolve()
+        self._drain()
+        sender.resolve()
+        sender.start_reads(50)
+        while sender.outcomes:
+            sender.finish_read()
+        self._compose()
+        while self.up:
+            self._apply()
+        self.down.append(self.receiver.commit())
+        while self.down:
+            self._hear()
+
+    def _quiesce(self) -> None:
+        for _ in range(QUIET_ROUNDS):
+            self._round()
+            if self.sender.idle() and self.learned:
+                return
+            self.sender.now += 20_000_000_000
+        raise Fault(f"not in step after {QUIET_ROUNDS} quiet rounds")
+
+    def _precious(self, id: FileId) -> bool:
+        node = self.world.node(id)
+        return node is not None and node.stayed
+
+    def _compare(self) -> None:
+        receiver = self.receiver
+        if receiver.disk.limbo.names:
+            raise Fault(f"left in limbo: {sorted(receiver.disk.limbo.names)}")
+        pairs: dict[int, Inode] = {}
+        _same("", self.world.tree, receiver.disk.root, pairs)
+        if any(place.parent == LIMBO for place in receiver.inventory.names):
+            raise Fault("the inventory believes that something is in limbo")
+        if len({id(inode) for inode in pairs.values()}) != len(pairs):
+            raise Fault("two inodes of the source are one on the replica")
+
+
+def _same(path: str, node: Node, inode: Inode, pairs: dict[int, Inode]) -> None:
+    if pairs.setdefault(id(node), inode) is not inode:
+        raise Fault(f"{path}: the names of one inode belong to two on the replica")
+    here = (node.kind, bytes(node.data), node.mode, (0, 0), node.xattrs, node.target, node.mtime_ns)
+    there = (inode.kind, bytes(inode.data), inode.mode, inode.owner, inode.xattrs, inode.target, inode.mtime_ns)
+    if here != there:
+        raise Fault(f"{path or '/'} differs: {here} here, {there} there")
+    if node.names.keys() != inode.names.keys():
+        raise Fault(f"{path or '/'} holds {sorted(node.names)} here, {sorted(inode.names)} there")
+    for name, child in node.names.items():
+        _same(f"{path}/{name.decode()}", child, inode.names[name], pairs)
+
+
+_MIX = {
+    "bytes": 10,
+    "looks": 10,
+    "resolve": 12,
+    "drain": 3,
+    "read": 12,
+    "result": 14,
+    "compose": 12,
+    "apply": 14,
+    "commit": 5,
+    "hear": 12,
+    "burst": 4,
+    "cut": 2,
+    "kill": 1,
+    "restart": 1,
+}
+_EVENTS = list(_MIX)
+_WEIGHTS = [sum(list(_MIX.values())[: count + 1]) for count in range(len(_MIX))]
+
+
+def explore(seeds: range, scope: Scope) -> tuple[int, BaseException] | None:
+    """The first seed whose run fails, with the failure; None if all end well."""
+    for seed in seeds:
+        try:
+            Run(seed, scope).go()
+        except Exception as error:
+            return seed, error
+    return None

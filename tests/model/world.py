@@ -1,0 +1,446 @@
+"""The source: a filesystem in memory that says of its changes what a kernel says, and no more.
+
+Inode numbers are reused at once, with a new generation. Below `top` there is the watched tree (`root`) and a directory
+outside it. Every operation does what the system call does, or nothing if the call would fail; it tells two channels,
+which nobody reads in order: byte records (with inode, offset, length) and name looks, which merge into an older
+position while they wait. A mark on the inode says what the world knows better than any of its readers: whether it has
+been in the tree without a break, and whether its data had to be sent again.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from replicator.model import Attributes, FileId, Kind, Slot
+
+NAMES = (b"a", b"b", b"c")
+BIGGEST = 12
+"""Bytes a file has at most: enough for a head, a middle and a tail."""
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One inode."""
+
+    id: FileId
+    kind: Kind
+    nlink: int = 0
+    opens: int = 0
+    linkable: bool = False
+    """Made by O_TMPFILE and not linked yet."""
+    data: bytearray = field(default_factory=bytearray)
+    mode: int = 0o644
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    target: bytes = b""
+    names: dict[bytes, Node] = field(default_factory=dict)
+    parent: Node | None = None
+    stayed: bool = False
+    """It has a name in the tree, and had since the mark was set."""
+
+    def attributes(self) -> Attributes:
+        return Attributes(self.mode, 0, 0, self.mtime_ns, self.ctime_ns, target=self.target, xattrs=dict(self.xattrs))
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """A record of the byte channel; `kind` is one of WRITE, SIZE, TAIL, ATTR, WHOLE."""
+
+    kind: str
+    id: FileId
+    offset: int
+    length: int
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A look of the name channel: at a slot, or (slot None) at an inode's attributes and names."""
+
+    slot: Slot | None
+    id: FileId | None
+
+
+class World:
+    """The filesystem, its two channels, and a source of random operations."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.clock = 1_000
+        self.bytes: list[Bytes] = []
+        self.looks: list[Look] = []
+        self.merged = 0
+        self.trace: list[str] | None = None
+        """What happened, in order, by all sides; kept only when somebody is to read it."""
+        self._free: list[int] = []
+        self._next = 10
+        self._generation = 0
+        self._value = 0
+        self.nodes: dict[FileId, Node] = {}
+        self.top = self._make(Kind.DIRECTORY)
+        self.tree = self._make(Kind.DIRECTORY)
+        self.outside = self._make(Kind.DIRECTORY)
+        self._attach(self.top, b"tree", self.tree)
+        self._attach(self.top, b"outside", self.outside)
+
+    @property
+    def root(self) -> FileId:
+        return self.tree.id
+
+    # ---- what a reader may ask
+
+    def node(self, id: FileId) -> Node | None:
+        """By handle: the live inode, with or without a name; None is ESTALE."""
+        return self.nodes.get(id)
+
+    def inside(self, node: Node) -> bool:
+        """Whether some name of it lies in the tree (the truth, which no reader can ask for)."""
+        return any(found is node for found in self.walk(self.tree))
+
+    def walk(self, top: Node) -> Iterator[Node]:
+        """Everything below `top`, once per name."""
+        pending = [top]
+        while pending:
+            for child in pending.pop().names.values():
+                yield child
+                if child.kind is Kind.DIRECTORY:
+                    pending.append(child)
+
+    # ---- telling
+
+    def note(self, text: str) -> None:
+        if self.trace is not None:
+            self.trace.append(_FILE_ID.sub(r"<\1.\2>", text))
+
+    def say(self, kind: str, node: Node, offset: int = 0, length: int = 0) -> None:
+        if kind in ("WRITE", "TAIL") and self.rng.random() < 0.04:
+            kind = "WHOLE"  # the record was lost and the inode marked instead
+            node.stayed = False
+        self.bytes.append(Bytes(kind, node.id, offset, length, self.clock))
+
+    def look(self, slot: Slot | None, node: Node | None) -> None:
+        new = Look(slot, node.id if node else None)
+        if new in self.looks and self.rng.random() < 0.8:
+            self.merged += 1
+            return
+        self.looks.append(new)
+
+    # ---- operations; each returns whether it was possible
+
+    def create(self, parent: Node, name: bytes, kind: Kind = Kind.FILE) -> bool:
+        if parent.nlink == 0 or name in parent.names:
+            return False
+        node = self._make(kind)
+        if kind is Kind.SYMLINK:
+            node.target = b"to-%d" % self._fresh()
+        if kind is Kind.FILE and self.rng.random() < 0.3:
+            node.opens = 1
+        self._attach(parent, name, node)
+        self._touch(parent)
+        self.look(Slot(parent.id, name), node)
+        return True
+
+    def tmpfile(self) -> bool:
+        node = self._make(Kind.FILE)
+        node.opens = 1
+        node.linkable = True
+        return True
+
+    def link(self, node: Node, parent: Node, name: bytes) -> bool:
+        if node.kind is Kind.DIRECTORY or parent.nlink == 0 or name in parent.names:
+            return False
+        if node.nlink == 0 and not node.linkable:
+            return False
+        node.linkable = False
+        self._attach(parent, name, node)
+        self._touch(parent)
+        self._changed(node)
+        self.look(None, node)
+        self.look(Slot(parent.id, name), node)
+        return True
+
+    def unlink(self, parent: Node, name: bytes) -> bool:
+        node = parent.names.get(name)
+        if node is None or (node.kind is Kind.DIRECTORY and node.names):
+            return False
+        self._detach(parent, name)
+        self._touch(parent)
+        self._changed(node)
+        self.look(None, node)
+        self.look(Slot(parent.id, name), node)
+        self._reap(node)
+        return True
+
+    def rename(self, old: Node, old_name: bytes, new: Node, new_name: bytes) -> bool:
+        node = old.names.get(old_name)
+        over = new.names.get(new_name)
+        if node is None or node is over or new.nlink == 0 or self._within(new, node):
+            return False
+        if over is not None:
+            if (over.kind is Kind.DIRECTORY) != (node.kind is Kind.DIRECTORY) or over.names:
+                return False
+            self._detach(new, new_name)
+            self._changed(over)
+        self._detach(old, old_name, moving=True)
+        self._attach(new, new_name, node)
+        self._touch(old)
+        self._touch(new)
+        self._changed(node)
+        self.look(Slot(old.id, old_name), node)
+        self.look(Slot(new.id, new_name), node)
+        if over is not None:
+            self.look(None, over)
+            self._reap(over)
+        self._left(node)
+        return True
+
+    def exchange(self, old: Node, old_name: bytes, new: Node, new_name: bytes) -> bool:
+        one, two = old.names.get(old_name), new.names.get(new_name)
+        if one is None or two is None or one is two or self._within(new, one) or self._within(old, two):
+            return False
+        self._detach(old, old_name, moving=True)
+        self._detach(new, new_name, moving=True)
+        self._attach(old, old_name, two)
+        self._attach(new, new_name, one)
+        for each in (old, new):
+            self._touch(each)
+        for node in (one, two):
+            self._changed(node)
+            self._left(node)
+        self.look(Slot(old.id, old_name), one)
+        self.look(Slot(new.id, new_name), one)
+        self.look(Slot(new.id, new_name), two)
+        self.look(Slot(old.id, old_name), two)
+        return True
+
+    def write(self, node: Node, offset: int, length: int) -> bool:
+        if node.kind is not Kind.FILE or offset + length > BIGGEST or length <= 0:
+            return False
+        self._wrote(node)
+        if len(node.data) < offset:
+            node.data.extend(bytes(offset - len(node.data)))
+        node.data[offset : offset + length] = bytes([self._fresh()]) * length
+        node.xattrs.pop(b"security.capability", None)
+        self.say("WRITE", node, offset, length)
+        return True
+
+    def truncate(self, node: Node, size: int) -> bool:
+        if node.kind is not Kind.FILE or size > BIGGEST:
+            return False
+        self._wrote(node)
+        if size < len(node.data):
+            del node.data[size:]
+        else:
+            node.data.extend(bytes(size - len(node.data)))
+        self.say("SIZE", node, size)
+        return True
+
+    def collapse(self, node: Node, offset: int, length: int) -> bool:
+        if node.kind is not Kind.FILE or length <= 0 or offset + length >= len(node.data):
+            return False
+        self._wrote(node)
+        del node.data[offset : offset + length]
+        self.say("TAIL", node, offset)
+        return True
+
+    def insert(self, node: Node, offset: int, length: int) -> bool:
+        if node.kind is not Kind.FILE or length <= 0 or offset >= len(node.data) or len(node.data) + length > BIGGEST:
+            return False
+        self._wrote(node)
+        node.data[offset:offset] = bytes(length)
+        self.say("TAIL", node, offset)
+        return True
+
+    def attribute(self, node: Node) -> bool:
+        if self.rng.random() < 0.5:
+            node.mode = 0o600 + self._fresh() % 64
+        else:
+            node.xattrs[b"security.capability" if self.rng.random() < 0.5 else b"user.x"] = b"%d" % self._fresh()
+        self._changed(node)
+        self.look(None, node)
+        return True
+
+    def utimes(self, node: Node) -> bool:
+        node.mtime_ns = 5_000_000 + self._fresh() * 7
+        self._changed(node)
+        self.say("ATTR", node)
+        return True
+
+    def open(self, node: Node) -> bool:
+        node.opens += 1
+        return node.kind is Kind.FILE
+
+    def close(self, node: Node) -> bool:
+        if not node.opens:
+            return False
+        node.opens -= 1
+        self._reap(node)
+        return True
+
+    # ---- one operation at random
+
+    def directories(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.kind is Kind.DIRECTORY and node is not self.top]
+
+    def files(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.kind is Kind.FILE]
+
+    def act(self) -> None:
+        """Some operation that is possible here (or, after a few tries, none)."""
+        for _ in range(6):
+            self.clock += 10
+            if self._try():
+                return
+
+    def _try(self) -> bool:
+        rng = self.rng
+        what = rng.choices(_OPERATIONS, cum_weights=_WEIGHTS)[0]
+        done, args = False, ""
+        if what in ("create", "mkdir", "symlink", "tmpfile"):
+            parent, name = self._place()
+            kind = {"mkdir": Kind.DIRECTORY, "symlink": Kind.SYMLINK}.get(what, Kind.FILE)
+            done = self.tmpfile() if what == "tmpfile" else self.create(parent, name, kind)
+            args = self._say_place(parent, name)
+        elif what in ("rename", "exchange", "link", "unlink"):
+            old, old_name = self._occupied()
+            new, new_name = self._place()
+            args = f"{self._say_place(old, old_name)} {self._say_place(new, new_name)}"
+            if old_name == b"":
+                return False
+            if what == "rename":
+                done = self.rename(old, old_name, new, new_name)
+            elif what == "exchange":
+                new, new_name = self._occupied()
+                args = f"{self._say_place(old, old_name)} {self._say_place(new, new_name)}"
+                done = self.exchange(old, old_name, new, new_name)
+            elif what == "unlink":
+                done = self.unlink(old, old_name)
+            else:
+                node = old.names[old_name] if rng.random() < 0.7 else rng.choice(self.files() or [old])
+                args = f"{node.id.ino}.{node.id.gen} {self._say_place(new, new_name)}"
+                done = self.link(node, new, new_name)
+        elif what in ("attribute", "utimes"):
+            node = rng.choice(list(self.nodes.values()))
+            args = f"{node.id.ino}.{node.id.gen}"
+            done = node is not self.top and (self.attribute(node) if what == "attribute" else self.utimes(node))
+        else:
+            files = self.files()
+            if not files:
+                return False
+            node = rng.choice(files)
+            offset, length = rng.randrange(BIGGEST), rng.randint(1, 4)
+            args = f"{node.id.ino}.{node.id.gen} {offset}+{length}"
+            if what == "truncate":
+                done = self.truncate(node, offset)
+            elif what in ("open", "close"):
+                done = self.open(node) if what == "open" else self.close(node)
+            else:
+                done = {"write": self.write, "collapse": self.collapse, "insert": self.insert}[what](
+                    node, offset, length
+                )
+        if done:
+            self.note(f"source: {what} {args}")
+        return done
+
+    def _place(self) -> tuple[Node, bytes]:
+        return self.rng.choice(self.directories()), self.rng.choice(NAMES)
+
+    def _occupied(self) -> tuple[Node, bytes]:
+        parents = [node for node in self.directories() if node.names]
+        if not parents:
+            return self.tree, b""
+        parent = self.rng.choice(parents)
+        return parent, self.rng.choice(list(parent.names))
+
+    def _say_place(self, parent: Node, name: bytes) -> str:
+        where = {self.tree: "TREE", self.outside: "OUT"}.get(parent, f"{parent.id.ino}.{parent.id.gen}")
+        return f"{where}/{name.decode()}"
+
+    # ---- inside
+
+    def _fresh(self) -> int:
+        self._value = self._value % 250 + 1
+        return self._value
+
+    def _make(self, kind: Kind) -> Node:
+        if self._free:
+            number = self._free.pop()
+        else:
+            number = self._next
+            self._next += 1
+        self._generation += 1
+        node = Node(FileId(0, 0, number, self._generation), kind, mtime_ns=self.clock, ctime_ns=self.clock)
+        self.nodes[node.id] = node
+        return node
+
+    def _attach(self, parent: Node, name: bytes, node: Node) -> None:
+        parent.names[name] = node
+        node.nlink += 1
+        if node.kind is Kind.DIRECTORY:
+            node.parent = parent
+
+    def _detach(self, parent: Node, name: bytes, moving: bool = False) -> None:
+        node = parent.names.pop(name)
+        node.nlink -= 1
+        if node.kind is Kind.DIRECTORY:
+            node.parent = None
+        if not moving:
+            self._left(node)
+
+    def _left(self, node: Node) -> None:
+        """Names went away: whatever is not in the tree now has not stayed in it."""
+        present = set(map(id, self.walk(self.tree)))
+        if id(node) not in present:
+            node.stayed = False
+            for below in self.walk(node):
+                if id(below) not in present:
+                    below.stayed = False
+
+    def _reap(self, node: Node) -> None:
+        if node.nlink == 0 and node.opens == 0 and node.id in self.nodes:
+            del self.nodes[node.id]
+            self._free.append(node.id.ino)
+
+    def _within(self, node: Node, ancestor: Node) -> bool:
+        here: Node | None = node
+        while here is not None:
+            if here is ancestor:
+                return True
+            here = here.parent
+        return False
+
+    def _touch(self, directory: Node) -> None:
+        directory.mtime_ns = directory.ctime_ns = self.clock
+
+    def _changed(self, node: Node) -> None:
+        node.ctime_ns = self.clock
+
+    def _wrote(self, node: Node) -> None:
+        node.mtime_ns = node.ctime_ns = self.clock
+
+
+_FILE_ID = re.compile(r"FileId\(fs=0, root=0, ino=(\d+), gen=(\d+)\)")
+_MIX = {
+    "rename": 24,
+    "write": 20,
+    "unlink": 10,
+    "create": 9,
+    "exchange": 7,
+    "truncate": 8,
+    "link": 7,
+    "mkdir": 6,
+    "collapse": 3,
+    "insert": 3,
+    "attribute": 3,
+    "utimes": 2,
+    "open": 3,
+    "close": 3,
+    "tmpfile": 2,
+    "symlink": 2,
+}
+_OPERATIONS = list(_MIX)
+_WEIGHTS = [sum(list(_MIX.values())[: count + 1]) for count in range(len(_MIX))]

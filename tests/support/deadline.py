@@ -1,0 +1,25 @@
+"""Polling with a deadline, so that no test sleeps blindly.
+
+Takes a question and a limit in seconds, gives the first true answer. Promises an AssertionError that carries the last
+answer when the limit passes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
+
+
+def eventually(ask: Callable[[], Answer], timeout: float = 10.0, what: str = "", every: float = 0.02) -> Answer:
+    """Ask until the answer is true and return it. AssertionError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what or ask!r}; the last answer was {answer!r}")
+        time.sleep(every)

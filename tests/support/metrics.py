@@ -1,0 +1,34 @@
+"""Prometheus' text format, as far as the tests need it.
+
+Takes the text or the address of an exporter; gives the samples. Knows no types and keeps no history.
+"""
+
+from __future__ import annotations
+
+import urllib.request
+
+
+class Samples(dict[str, float]):
+    """Samples by their full name as printed, labels included: `rsyncfs_wire_bytes_total{direction="out"}`."""
+
+    def total(self, name: str) -> float:
+        """The sum over all label sets of a metric; 0 if it has no sample."""
+        return sum(value for key, value in self.items() if key == name or key.startswith(name + "{"))
+
+
+def parse(text: str) -> Samples:
+    """Read an exporter's answer."""
+    samples = Samples()
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            key, value = line.rsplit(" ", 1)
+            samples[key] = float(value)
+    return samples
+
+
+def scrape(address: str, timeout: float = 5.0) -> Samples:
+    """Fetch `http://address/metrics`, where `address` is HOST:PORT. OSError if nobody answers."""
+    # No proxy: the environment's settings are not meant for loopback.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{address}/metrics", timeout=timeout) as answer:
+        return parse(answer.read().decode())
