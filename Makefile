@@ -20,7 +20,7 @@ TEST_STAMP := build/.bootstrapped-test
 
 .PHONY: help
 help: ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: $(RUN_STAMP) ## distribution packages, .venv, and the command .venv/bin/rsyncfs

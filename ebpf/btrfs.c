@@ -16,14 +16,9 @@
  * Direct I/O that btrfs does not turn into buffered I/O is the iomap family's.
  */
 
-/* Values of the kernel's enums move from one version to the next. */
-#ifndef ENUMERATOR
-#define ENUMERATOR(name) name
-#endif
-
 #define BTRFS_SECTOR 4096 /* of the x86-64 kernels on which system calls are told apart */
 
-#define BTRFS_PF_KTHREAD 0x00200000
+#define BTRFS_CLEANER 0x6c632d7366727462UL /* the first 8 of "btrfs-cleaner" */
 #define BTRFS_FALLOC_KEEP_SIZE 1
 #define BTRFS_IOC_DEFRAG_NR 0x50009402
 #define BTRFS_IOC_DEFRAG_RANGE_NR 0x40309410
@@ -55,7 +50,7 @@ static __always_inline bool btrfs_owns(void *inode)
 #ifdef __x86_64__
 static __always_inline void *btrfs_inode_of(int fd)
 {
-	void *files = FIELD(task_struct, files, bpf_get_current_task());
+	void *files = FIELD(task_struct, files, (void *)bpf_get_current_task());
 	void *table = FIELD(files_struct, fdt, files);
 	void *file = 0;
 
@@ -101,10 +96,9 @@ static __always_inline enum btrfs_reason btrfs_of_fallocate(void *regs)
 	return mode ? BTRFS_NOTHING : BTRFS_GROWTH; /* what is allocated reads as it did before */
 }
 
-/* For tasks of the 64-bit ABI: those of the other one are not told apart, and reported. */
-static __always_inline enum btrfs_reason btrfs_of_call(void *inode, void *regs)
+static __always_inline enum btrfs_reason btrfs_of_call(void *inode, long call, void *regs)
 {
-	switch ((s64)FIELD(pt_regs, orig_ax, regs)) {
+	switch (call) {
 	case 16: /* ioctl */
 		return btrfs_of_ioctl(inode, regs);
 	case 285: /* fallocate */
@@ -138,23 +132,20 @@ static __always_inline enum btrfs_reason btrfs_of_call(void *inode, void *regs)
 }
 #endif
 
-/* Where no system call is to blame, or none that is known: content. */
 static __always_inline enum btrfs_reason btrfs_judge(void *inode)
 {
-	void *task = (void *)bpf_get_current_task();
+	u64 comm = 0;
+	long call = rsyncfs_call();
 
-	if (FIELD(task_struct, flags, task) & BTRFS_PF_KTHREAD) {
-		u64 comm = 0;
-
-		/* the cleaner defragments; nfsd and loop devices punch, zero and clone */
-		bpf_probe_read_kernel(&comm, sizeof(comm), ADDRESS(task_struct, comm, task));
-		return comm == 0x6c632d7366727462UL /* "btrfs-cl", little-endian */ ? BTRFS_NOTHING : BTRFS_CONTENT;
+	if (call == RSYNCFS_CALL_UNKNOWN) { /* nfsd and loop devices punch, zero and clone; the cleaner defragments */
+		if (!(rsyncfs_task_flags() & RSYNCFS_PF_KTHREAD))
+			return BTRFS_CONTENT;
+		bpf_probe_read_kernel(&comm, sizeof(comm),
+				      ADDRESS(task_struct, comm, (void *)bpf_get_current_task()));
+		return comm == BTRFS_CLEANER ? BTRFS_NOTHING : BTRFS_CONTENT;
 	}
 #ifdef __x86_64__
-	/* TS_COMPAT of thread_info.status, PF_IO_WORKER: no system call of the 64-bit ABI */
-	if (FIELD(thread_info, status, task) & 2 || FIELD(task_struct, flags, task) & 0x10)
-		return BTRFS_CONTENT;
-	return btrfs_of_call(inode, (void *)bpf_task_pt_regs(bpf_get_current_task_btf()));
+	return btrfs_of_call(inode, call, (void *)bpf_task_pt_regs(bpf_get_current_task_btf()));
 #else
 	return BTRFS_CONTENT;
 #endif
@@ -188,20 +179,6 @@ static __always_inline void btrfs_locked(struct rsyncfs_subject *subject, u64 st
 		rsyncfs_emit(subject, RSYNCFS_WRITE, RSYNCFS_F_BEFORE | RSYNCFS_F_HOLES, start, len);
 }
 
-/* A store through a mapping comes as a page fault, in which no system call is under way. */
-static __always_inline bool btrfs_in_fault(void)
-{
-#ifdef __x86_64__
-	void *task = (void *)bpf_get_current_task();
-
-	if (FIELD(task_struct, flags, task) & (BTRFS_PF_KTHREAD | 0x10))
-		return false;
-	return (s64)FIELD(pt_regs, orig_ax, (void *)bpf_task_pt_regs(bpf_get_current_task_btf())) < 0;
-#else
-	return false;
-#endif
-}
-
 HOOK(btrfs, btrfs_set_extent_bit, struct extent_io_tree *, u64, u64, unsigned int)
 {
 	void *tree = ARGUMENT(void *, 0);
@@ -221,7 +198,7 @@ HOOK(btrfs, btrfs_set_extent_bit, struct extent_io_tree *, u64, u64, unsigned in
 				  &subject))
 		return 0;
 	if (bits & ENUMERATOR(EXTENT_DELALLOC))
-		rsyncfs_emit(&subject, btrfs_in_fault() ? RSYNCFS_FOLIO : RSYNCFS_WRITE, 0, start, len);
+		rsyncfs_emit(&subject, rsyncfs_call() == RSYNCFS_CALL_FAULT ? RSYNCFS_FOLIO : RSYNCFS_WRITE, 0, start, len);
 	else
 		btrfs_locked(&subject, start, len);
 	return 0;

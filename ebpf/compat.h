@@ -64,7 +64,7 @@ static __always_inline u64 rsyncfs_folio_bytes(void *folio)
 	u32 order = 0;
 
 	bpf_probe_read_kernel(&flags, sizeof(flags), ADDRESS(folio, flags, folio));
-	if (flags & (1UL << PG_head)) {
+	if (flags & (1UL << ENUMERATOR(PG_head))) {
 #if HAS_FIELD(folio, _folio_order)
 		order = FIELD(folio, _folio_order, folio);
 #else

@@ -25,7 +25,6 @@
 #define TMPFS_FALLOC_KEEP_SIZE 1
 #define TMPFS_IO_SUBMIT 209
 #define TMPFS_IO_SUBMIT_COMPAT 248
-#define TMPFS_IO_URING_ENTER 426
 #define TMPFS_IOCB_PWRITE 1
 #define TMPFS_IOCB_PWRITEV 8
 #define TMPFS_IOCBS 256	     /* of one io_submit() that are looked at */
@@ -33,8 +32,14 @@
 #define TMPFS_JUMPS 65536    /* a power of two */
 #define TMPFS_UNKNOWN (~0UL) /* a place, or a length to the end */
 
-#define TMPFS_PF_IO_WORKER 0x10
 #define TMPFS_REQ_F_CQE_SKIP 64 /* IOSQE_CQE_SKIP_SUCCESS */
+#define TMPFS_REQ_F_FIXED_FILE 1 /* IOSQE_FIXED_FILE */
+#define TMPFS_OP_WRITEV 2
+#define TMPFS_OP_WRITE_FIXED 5
+#define TMPFS_OP_FALLOCATE 17
+#define TMPFS_OP_WRITE 23
+#define TMPFS_OP_SPLICE 30
+#define TMPFS_OP_WRITEV_FIXED 61
 
 enum tmpfs_way {
 	TMPFS_NONE = 0,
@@ -74,6 +79,22 @@ struct tmpfs_jumps {
 };
 BPF_ARRAY(tmpfs_jumps, struct tmpfs_jumps, TMPFS_JUMPS);
 
+/* struct iocb of little-endian machines: a control block of libaio, part of the system call interface. */
+struct tmpfs_aio {
+	u64 data;
+	u32 key;
+	u32 rw_flags;
+	u16 opcode;
+	s16 priority;
+	u32 fd;
+	u64 buffer;
+	u64 bytes;
+	s64 offset;
+	u64 reserved;
+	u32 flags;
+	u32 eventfd;
+};
+
 /* One write of an io_submit() under way. */
 struct tmpfs_iocb_key {
 	u64 thread;
@@ -89,12 +110,18 @@ struct tmpfs_iocb {
 };
 BPF_HASH(tmpfs_iocbs, struct tmpfs_iocb_key, struct tmpfs_iocb, 16384);
 
-/* Inodes written by io_uring requests that do not announce their completion. */
-BPF_HASH(tmpfs_silent, u64, u8, 4096);
+/* Inodes written by io_uring requests that do not announce their completion, and where: all of an inode's together. */
+struct tmpfs_silent {
+	u64 start;
+	u64 end;
+	u32 busy;
+	u32 unknown; /* not only there */
+};
+BPF_HASH(tmpfs_silent, u64, struct tmpfs_silent, 4096);
 
 static __always_inline void *tmpfs_file(s32 fd)
 {
-	void *files = FIELD(task_struct, files, bpf_get_current_task());
+	void *files = FIELD(task_struct, files, (void *)bpf_get_current_task());
 	void *table = FIELD(files_struct, fdt, files);
 	void *file = 0;
 
@@ -111,7 +138,7 @@ static __always_inline bool tmpfs_watched(void *file, struct rsyncfs_subject *su
 
 static __always_inline bool tmpfs_compat(void)
 {
-	return FIELD(thread_info, status, bpf_get_current_task()) & RSYNCFS_TS_COMPAT;
+	return FIELD(thread_info, status, (void *)bpf_get_current_task()) & RSYNCFS_TS_COMPAT;
 }
 
 static __always_inline void tmpfs_whole(const struct rsyncfs_subject *subject, u16 flags)
@@ -232,7 +259,7 @@ static __always_inline bool tmpfs_jumping(u8 way)
 }
 
 /* libaio: control blocks are read before the call, because they may be used again as soon as their writes are done. */
-static __always_inline bool tmpfs_iocb_read(void *regs, u32 index, struct iocb *iocb)
+static __always_inline bool tmpfs_iocb_read(void *regs, u32 index, struct tmpfs_aio *iocb)
 {
 	u64 list = FIELD(pt_regs, dx, regs);
 	u64 bytes = tmpfs_compat() ? 4 : 8;
@@ -243,9 +270,9 @@ static __always_inline bool tmpfs_iocb_read(void *regs, u32 index, struct iocb *
 	return !bpf_probe_read_user(iocb, sizeof(*iocb), (void *)pointer);
 }
 
-static __always_inline bool tmpfs_iocb_writes(const struct iocb *iocb)
+static __always_inline bool tmpfs_iocb_writes(const struct tmpfs_aio *iocb)
 {
-	return iocb->aio_lio_opcode == TMPFS_IOCB_PWRITE || iocb->aio_lio_opcode == TMPFS_IOCB_PWRITEV;
+	return iocb->opcode == TMPFS_IOCB_PWRITE || iocb->opcode == TMPFS_IOCB_PWRITEV;
 }
 
 /* The bytes of an array of struct iovec; TMPFS_UNKNOWN if it is long or cannot be read. */
@@ -272,7 +299,7 @@ static __always_inline void tmpfs_submit(void *regs)
 
 	for (u32 i = 0; i < TMPFS_IOCBS; i++) {
 		struct tmpfs_iocb write = {};
-		struct iocb iocb = {};
+		struct tmpfs_aio iocb = {};
 		void *file;
 
 		if (i >= count)
@@ -283,15 +310,15 @@ static __always_inline void tmpfs_submit(void *regs)
 		}
 		if (!tmpfs_iocb_writes(&iocb))
 			continue;
-		file = tmpfs_file(iocb.aio_fildes);
+		file = tmpfs_file(iocb.fd);
 		if (!tmpfs_watched(file, &write.subject))
 			continue;
 		write.kind = RSYNCFS_WRITE;
-		write.offset = iocb.aio_offset;
-		write.length = iocb.aio_nbytes;
-		if (iocb.aio_lio_opcode == TMPFS_IOCB_PWRITEV)
-			write.length = tmpfs_segments(iocb.aio_buf, iocb.aio_nbytes);
-		write.append = FIELD(file, f_flags, file) & TMPFS_O_APPEND || iocb.aio_rw_flags & TMPFS_RWF_APPEND;
+		write.offset = iocb.offset;
+		write.length = iocb.bytes;
+		if (iocb.opcode == TMPFS_IOCB_PWRITEV)
+			write.length = tmpfs_segments(iocb.buffer, iocb.bytes);
+		write.append = FIELD(file, f_flags, file) & TMPFS_O_APPEND || iocb.rw_flags & TMPFS_RWF_APPEND;
 		write.size = FIELD(inode, i_size, write.subject.inode);
 		key.index = i;
 		if (tmpfs_iocbs.update(&key, &write))
@@ -462,26 +489,72 @@ HOOK(tmpfs, sys_exit, struct pt_regs *, long int)
 
 static __always_inline bool tmpfs_request_writes(u8 opcode)
 {
-	return opcode == 2 /* WRITEV */ || opcode == 5 /* WRITE_FIXED */ || opcode == 17 /* FALLOCATE */ ||
-	       opcode == 23 /* WRITE */ || opcode == 30 /* SPLICE */ || opcode == 61 /* WRITEV_FIXED */;
+	return opcode == TMPFS_OP_WRITE || opcode == TMPFS_OP_WRITE_FIXED || opcode == TMPFS_OP_WRITEV ||
+	       opcode == TMPFS_OP_WRITEV_FIXED || opcode == TMPFS_OP_FALLOCATE || opcode == TMPFS_OP_SPLICE;
 }
 
+static __always_inline void tmpfs_widen(struct tmpfs_silent *silent, u64 start, u64 end)
+{
+	__sync_fetch_and_add(&silent->busy, 1);
+	if (*(volatile u32 *)&silent->busy != 1) { /* another processor widens it right now */
+		silent->unknown = 1;
+	} else {
+		if (start < silent->start)
+			silent->start = start;
+		if (end > silent->end)
+			silent->end = end;
+	}
+	__sync_fetch_and_add(&silent->busy, -1);
+}
+
+/* A request that will not announce its completion: `file` is where it writes. */
+static __always_inline int tmpfs_unannounced(void *request, u8 opcode, void *file)
+{
+	struct tmpfs_silent none = {.start = TMPFS_UNKNOWN};
+	struct rsyncfs_subject subject = {};
+	struct tmpfs_silent *silent;
+	u64 inode, offset;
+
+	if (!tmpfs_watched(file, &subject))
+		return 0;
+	inode = (u64)subject.inode;
+	silent = tmpfs_silent.lookup_or_try_init(&inode, &none);
+	if (!silent) {
+		rsyncfs_count_loss(RSYNCFS_LOST_MAP_FULL);
+		return 0;
+	}
+	/* the command lies at the start of the request */
+	offset = FIELD(kiocb, ki_pos, request);
+	if ((opcode == TMPFS_OP_WRITE || opcode == TMPFS_OP_WRITE_FIXED) && (s64)offset >= 0 &&
+	    !(FIELD(file, f_flags, file) & TMPFS_O_APPEND))
+		tmpfs_widen(silent, offset, offset + FIELD(io_rw, len, request));
+	else
+		silent->unknown = 1;
+	return 0;
+}
+
+/* It has no file yet, but a descriptor, or an index of the ring's own table: that one shows in the other hook. */
 HOOK(tmpfs, io_uring_submit_req, struct io_kiocb *)
 {
 	void *request = ARGUMENT(void *, 0);
-	struct rsyncfs_subject subject = {};
-	u64 inode;
-	u8 one = 1;
+	u64 flags = FIELD(io_kiocb, flags, request);
+	u8 opcode = FIELD(io_kiocb, opcode, request);
 
-	if (!(FIELD(io_kiocb, flags, request) & TMPFS_REQ_F_CQE_SKIP) ||
-	    !tmpfs_request_writes(FIELD(io_kiocb, opcode, request)))
+	if (!(flags & TMPFS_REQ_F_CQE_SKIP) || flags & TMPFS_REQ_F_FIXED_FILE || !tmpfs_request_writes(opcode))
 		return 0;
-	if (!tmpfs_watched(FIELD(io_kiocb, file, request), &subject))
+	return tmpfs_unannounced(request, opcode,
+				 tmpfs_file(FIELD(io_cqe, fd, ADDRESS(io_kiocb, cqe, request))));
+}
+
+/* Writes go to a worker: tmpfs does not promise not to block. */
+HOOK(tmpfs, io_uring_queue_async_work, struct io_kiocb *, ...)
+{
+	void *request = ARGUMENT(void *, 0);
+	u8 opcode = FIELD(io_kiocb, opcode, request);
+
+	if (!(FIELD(io_kiocb, flags, request) & TMPFS_REQ_F_CQE_SKIP) || !tmpfs_request_writes(opcode))
 		return 0;
-	inode = (u64)subject.inode;
-	if (tmpfs_silent.update(&inode, &one))
-		rsyncfs_count_loss(RSYNCFS_LOST_MAP_FULL);
-	return 0;
+	return tmpfs_unannounced(request, opcode, FIELD(io_kiocb, file, request));
 }
 
 HOOK(tmpfs, io_uring_complete, struct io_ring_ctx *, void *, struct io_uring_cqe *)
@@ -500,18 +573,29 @@ HOOK(tmpfs, io_uring_complete, struct io_ring_ctx *, void *, struct io_uring_cqe
 	if (!tmpfs_watched(FIELD(io_kiocb, file, request), &subject))
 		return 0;
 	result = FIELD(io_uring_cqe, res, ARGUMENT(void *, 2));
-	/* the command lies at the start of the request */
-	if (opcode == 17) {
+	if (opcode == TMPFS_OP_FALLOCATE) {
 		tmpfs_allocated(&subject, FIELD(io_sync, mode, request), FIELD(io_sync, off, request),
 				FIELD(io_sync, len, request));
 	} else if (result > 0) {
 		end = FIELD(kiocb, ki_pos, request);
-		if (opcode == 30 || end < (u32)result)
+		if (opcode == TMPFS_OP_SPLICE || end < (u32)result)
 			tmpfs_whole(&subject, 0);
 		else
 			rsyncfs_emit(&subject, RSYNCFS_WRITE, 0, end - result, result);
 	}
 	return 0;
+}
+
+/* Whether io_uring may be at work: it goes on with its requests at the end of any system call. */
+static __always_inline bool tmpfs_requests(void)
+{
+	if (rsyncfs_task_flags() & (RSYNCFS_PF_IO_WORKER | RSYNCFS_PF_USER_WORKER))
+		return true;
+#if HAS_FIELD(task_struct, io_uring)
+	return FIELD(task_struct, io_uring, (void *)bpf_get_current_task()) != 0;
+#else
+	return rsyncfs_call() == 426 /* io_uring_enter */;
+#endif
 }
 
 /* A new ctime: does a call or request explain it that reports its range when it is done? */
@@ -520,10 +604,12 @@ static __always_inline int tmpfs_touched(void *inode)
 	u64 thread = bpf_get_current_pid_tgid();
 	u64 address = (u64)inode;
 	struct rsyncfs_subject subject = {};
+	struct tmpfs_silent *silent = 0;
 	long call = rsyncfs_call();
 
-	if (rsyncfs_task_flags() & TMPFS_PF_IO_WORKER || call == TMPFS_IO_URING_ENTER) {
-		if (!tmpfs_silent.lookup(&address))
+	if (tmpfs_requests()) {
+		silent = tmpfs_silent.lookup(&address);
+		if (!silent)
 			return 0;
 	} else if (call == RSYNCFS_CALL_UNKNOWN) {
 		if (tmpfs_compat() && tmpfs_calls.lookup(&thread))
@@ -531,7 +617,11 @@ static __always_inline int tmpfs_touched(void *inode)
 	} else if (!rsyncfs_call_writes(call) || tmpfs_calls.lookup(&thread)) {
 		return 0;
 	}
-	if (rsyncfs_watched_file(inode, RSYNCFS_TMPFS, &subject))
+	if (!rsyncfs_watched_file(inode, RSYNCFS_TMPFS, &subject))
+		return 0;
+	if (silent && !silent->unknown && silent->start < silent->end)
+		rsyncfs_emit(&subject, RSYNCFS_WRITE, RSYNCFS_F_BEFORE, silent->start, silent->end - silent->start);
+	else
 		tmpfs_whole(&subject, RSYNCFS_F_BEFORE);
 	return 0;
 }
@@ -564,11 +654,11 @@ static __always_inline u64 tmpfs_step(u64 entry, u64 address, bool *leaf)
 	u64 slot = 0, slots;
 	u32 i;
 
-	*leaf = type == maple_leaf_64;
-	if (type == maple_arange_64) {
+	*leaf = type == ENUMERATOR(maple_leaf_64, 1);
+	if (type == ENUMERATOR(maple_arange_64, 3)) {
 		bpf_probe_read_kernel(pivots, 8 * (TMPFS_ARANGE_SLOTS - 1), ADDRESS(maple_arange_64, pivot, node));
 		slots = (u64)ADDRESS(maple_arange_64, slot, node);
-	} else if (type == maple_leaf_64 || type == maple_range_64) {
+	} else if (type == ENUMERATOR(maple_leaf_64, 1) || type == ENUMERATOR(maple_range_64, 2)) {
 		bpf_probe_read_kernel(pivots, 8 * (TMPFS_RANGE_SLOTS - 1), ADDRESS(maple_range_64, pivot, node));
 		slots = (u64)ADDRESS(maple_range_64, slot, node);
 	} else {

@@ -11,7 +11,11 @@ from typing import Any
 from replicator.errors import RemoteError
 from replicator.mirror.mirror import Mirror
 from replicator.model import Facts, FileId, Slot
-from replicator.verify import compare
+from replicator.verify import compare, names_digest
+
+NAMELESS = 10_000
+"""Inodes named in one answer."""
+
 
 class Answers:
     """One replica's."""
@@ -24,8 +28,10 @@ class Answers:
         """The answer to a request. RemoteError if it makes no sense."""
         try:
             match body.get("op"):
-                case "extras":
-                    return self._list_extras([FileId.parse(text) for text in body["directories"]])
+                case "names":
+                    return self._compare_names([(FileId.parse(id), str(digest)) for id, digest in body["directories"]])
+                case "nameless":
+                    return {"ids": [id.text() for id in self._mirror.nameless(NAMELESS)]}
                 case "compare":
                     return {"differences": compare(self._mirror, body["items"])}
         except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -42,13 +48,16 @@ class Answers:
                 if fact.id is None:
                     self._mirror.remove_extra(fact.slot.parent, fact.slot.name)
 
-    def _list_extras(self, directories: list[FileId]) -> dict[str, Any]:
-        slots = []
-        for directory in directories:
+    def _compare_names(self, directories: list[tuple[FileId, str]]) -> dict[str, Any]:
+        """All names of those directories where they are not what the sender has."""
+        differing = []
+        for directory, digest in directories:
             try:
-                names = self._mirror.extra_names(directory)
+                names = self._mirror.names(directory)
             except (OSError, KeyError):
                 continue  # not here (any more): its facts are on their way
-            slots += [Slot(directory, name) for name in names]
-        self._extras.update(slots)
-        return {"slots": [(slot.parent.text(), slot.name.decode("latin-1")) for slot in slots]}
+            if names_digest(names) == digest:
+                continue
+            self._extras.update(Slot(directory, name) for name in names)
+            differing.append((directory.text(), [name.decode("latin-1") for name in names]))
+        return {"directories": differing}

@@ -114,7 +114,9 @@ def wait(
         for answer in ask(state, {"op": "wait"}, timeout):
             _raise_error(answer)
     except TimeoutError:
-        typer.echo(f"not everything was durable on the replica within {timeout:g} seconds; see rsyncfs status", err=True)
+        typer.echo(
+            f"not everything was durable on the replica within {timeout:g} seconds; see rsyncfs status", err=True
+        )
         raise typer.Exit(1) from None
 
 

@@ -57,7 +57,16 @@ class Workload:
     def act(self) -> None:
         """One random act."""
         chosen = self._random.choice(
-            (self._edit, self._append, self._append, self._overwrite, self._overwrite, self._rename, self._order, self._store)
+            (
+                self._edit,
+                self._append,
+                self._append,
+                self._overwrite,
+                self._overwrite,
+                self._rename,
+                self._order,
+                self._store,
+            )
         )
         chosen()
         self.acts += 1
@@ -229,7 +238,9 @@ def _process(base: Path, command: str, *arguments: str) -> Iterator[None]:
         while (process.stdout.read() or b"").strip() != b"ready":
             if process.poll() is not None or time.monotonic() > deadline:
                 words = log.read_text(errors="replace").strip().splitlines()
-                raise EnvironmentFault(f"rsyncfs {command} did not become ready: {words[-1] if words else 'no message'}")
+                raise EnvironmentFault(
+                    f"rsyncfs {command} did not become ready: {words[-1] if words else 'no message'}"
+                )
             time.sleep(0.02)
         yield
     finally:

@@ -26,7 +26,7 @@ from replicator.barrier import Barriers
 from replicator.capture.event import EventKind
 from replicator.capture.names import InodeLook, Names, Overflow, SlotLook
 from replicator.capture.select import select_sensor
-from replicator.capture.sensor import NAMELESS_LOSSES, Filesystem, Sensor
+from replicator.capture.sensor import NAMELESS_LOSSES, Sensor
 from replicator.config import SendOptions
 from replicator.dirty.merge import merge
 from replicator.errors import EnvironmentFault
@@ -39,14 +39,16 @@ from replicator.observe.metrics import SenderMetrics
 from replicator.progress import Progress
 from replicator.requests import Requests
 from replicator.source.look import SourceNamespace
-from replicator.source.outbox import Outbox
+from replicator.source.outbox import Flush, Outbox
 from replicator.source.pages import PageHashes
 from replicator.source.pool import ReadPool
 from replicator.source.read import Outcome, Reader
 from replicator.state import StateDirectory
 from replicator.tree.exclude import Exclude
 from replicator.tree.handles import SourceRoot
+from replicator.tree.resolver import Due
 from replicator.uplink import Uplink
+from replicator.verify import names_digest
 from replicator.work import Worker
 
 log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ class Sender:
         defer(self.source.close)
         self.metrics = SenderMetrics()
         self.sensor: Sensor = select_sensor(options.sensor, self.source.fstype)
-        self.sensor.attach(Filesystem(self.source.fstype, self.source.superblock))
+        self.sensor.attach(self.source)
         defer(self.sensor.close)
         self.names = Names(self.source)
         defer(self.names.close)
@@ -125,7 +127,7 @@ class Sender:
         self.phase = "connecting"
         self.turn = 0
         self._session: object = None
-        self._unlisted: list[FileId] = []
+        self._comparing: dict[FileId, Due] = {}
         self._request = count(1)
         self._asked: dict[int, Callable[[dict[str, Any]], None]] = {}
         self._losses: dict[str, int] = {}
@@ -157,6 +159,7 @@ class Sender:
             self._resolve(now)
             self._start_reads(now)
             self._send(now)
+            self._ask_names(now)
             self._advance(now)
             self._housekeep(now)
             self.uplink.retune()
@@ -199,7 +202,9 @@ class Sender:
 
     def _names_lost(self, now: int) -> None:
         """Names changed and the kernel could not say where: list every directory again."""
-        log.warning("the queue of name events overflowed: listing every directory (raise fs.fanotify.max_queued_events)")
+        log.warning(
+            "the queue of name events overflowed: listing every directory (raise fs.fanotify.max_queued_events)"
+        )
         self.metrics.events_dropped.add("names_overflow")
         self.metrics.resyncs.add("names_overflow")
         for id in list(self.index.subtree(self.index.root)):
@@ -268,12 +273,18 @@ class Sender:
             if not self.outbox.current(flush):
                 continue
             if outcome.error is not None:
-                log.error("cannot read %s: %s; trying again", self.describe(flush.owed.id), outcome.error.strerror)
-                self.outbox.failed(flush, now)
+                self._unreadable(outcome.error, flush, now)
             elif outcome.part is None:
                 self.outbox.gone(flush)
             else:
                 self._read(outcome, now)
+
+    def _unreadable(self, error: OSError, flush: Flush, now: int) -> None:
+        if self.index.path(flush.owed.id) is None:
+            self.outbox.gone(flush)  # an inode that is being removed can say anything
+            return
+        log.error("cannot read %s: %s; trying again", self.describe(flush.owed.id), error.strerror)
+        self.outbox.failed(flush, now)
 
     def _read(self, outcome: Outcome, now: int) -> None:
         assert outcome.part is not None
@@ -408,27 +419,54 @@ class Sender:
         if not self.outbox.checking:
             self._in_sync()
             return
-        self.outbox.checking = False
-        self._unlisted = [id for id in self.index.subtree(self.index.root) if self.index.is_directory(id)]
-        self._ask_extras()
+        now = time.monotonic_ns()
+        for id in self.index.subtree(self.index.root):
+            if self.index.is_directory(id):
+                self.outbox.compare_names(id, now)
+        self.barriers.add(self.sensor.produced(), self.turn, self._ask_nameless, early=True)
 
-    def _ask_extras(self) -> None:
-        asked, self._unlisted = self._unlisted[:DIRECTORIES], self._unlisted[DIRECTORIES:]
-        self.ask({"op": "extras", "directories": [id.text() for id in asked]}, self._extras)
+    def _ask_names(self, now: int) -> None:
+        """Have the receiver compare the names of directories in which it may have more than the source."""
+        if self._comparing or not self.outbox.unlisted or self.phase not in ("sending", "ready"):
+            return
+        self._comparing = self.outbox.take_unlisted(DIRECTORIES)
+        if self._comparing:
+            digests = [(id.text(), names_digest(self.index.children(id))) for id in self._comparing]
+            self.ask({"op": "names", "directories": digests}, self._names_compared)
 
-    def _extras(self, body: dict[str, Any]) -> None:
-        if "error" in body:  # the connection went: another session asks again
-            self.outbox.checking = True
+    def _names_compared(self, body: dict[str, Any]) -> None:
+        now = time.monotonic_ns()
+        compared, self._comparing = self._comparing, {}
+        if "error" in body:  # the connection went: asked again on the next
+            for id, due in compared.items():
+                self.outbox.compare_names(id, due.since, due.generation)
+        for text, names in body.get("directories", []):
+            directory = FileId.parse(text)
+            known = self.index.children(directory)
+            due = compared.get(directory)
+            for name in (name.encode("latin-1") for name in names):
+                if name not in known:
+                    self.resolver.look(Slot(directory, name), now, due.generation if due else None, force=True)
+        for due in compared.values():
+            self.outbox.generations.release(due.generation)
+
+    def _ask_nameless(self) -> None:
+        self.ask({"op": "nameless"}, self._nameless)
+
+    def _nameless(self, body: dict[str, Any]) -> None:
+        """Inodes that an earlier sender left behind without a name: those that the source does not have are dead."""
+        if "error" in body:
             self.phase = "scanning"
             return
         now = time.monotonic_ns()
-        for parent, name in body.get("slots", []):
-            slot = Slot(FileId.parse(parent), name.encode("latin-1"))
-            self.resolver.look(slot, now, force=True)
-        if self._unlisted:
-            self._ask_extras()
+        dead = [id for id in map(FileId.parse, body["ids"]) if not self.index.is_member(id)]
+        for id in dead:
+            self.outbox.declare_dead(id, now)
+        if dead:  # what was in them is nameless next
+            self.barriers.add(self.sensor.produced(), self.turn, self._ask_nameless, early=True)
         else:
-            self.barriers.add(self.sensor.produced(), self.turn, self._in_sync, early=True)
+            self.outbox.checking = False
+            self._in_sync()
 
     def _in_sync(self) -> None:
         self.phase = "ready"
@@ -447,6 +485,7 @@ class Sender:
                 "replica; mount it again and start the sender"
             )
         self.check_losses()
+        self.outbox.settle(now)
         metrics = self.metrics
         metrics.connected.set(1 if self.uplink.connection is not None else 0)
         metrics.dirty_files.set(len(self.table) + self.outbox.reading)

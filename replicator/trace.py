@@ -18,7 +18,6 @@ import orjson
 from replicator.capture.event import TO_THE_END, EventKind
 from replicator.capture.names import Names, Overflow, SlotLook
 from replicator.capture.select import select_sensor
-from replicator.capture.sensor import Filesystem
 from replicator.dirty.generations import Generations
 from replicator.observe.log import printable
 from replicator.source.look import SourceNamespace
@@ -40,7 +39,7 @@ class Tracer:
         self._stopping = False
         self._source = SourceRoot.open(path)
         self._sensor = select_sensor("auto", self._source.fstype)
-        self._sensor.attach(Filesystem(self._source.fstype, self._source.superblock))
+        self._sensor.attach(self._source)
         self._names = Names(self._source)
         self._view = SourceNamespace(self._source)
         self._index = TreeIndex(self._source.id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,14 @@ def xattrs_digest(xattrs: dict[bytes, bytes]) -> str:
     digest = xxhash.xxh3_128()
     for name, value in sorted(xattrs.items()):
         digest.update(b"%d %d " % (len(name), len(value)) + name + value)
+    return digest.hexdigest()
+
+
+def names_digest(names: Iterable[bytes]) -> str:
+    """One hash of a directory's names; both sides make the same of the same names."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(names):
+        digest.update(name + b"/")
     return digest.hexdigest()
 
 

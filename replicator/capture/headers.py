@@ -1,44 +1,83 @@
-"""The tree of headers that BCC compiles against, made from the kernel's own BTF, cached for each kernel build.
+"""The tree that BCC takes for the kernel's headers: a handful of basic types.
 
-Takes a cache directory; gives a directory to hand to BCC as kernel source. Needs bpftool once for each kernel build.
-Only types and helper numbers come from here: layouts of kernel structs do not (see layout.py), because a compiler can
-get them wrong.
+Takes a cache directory; gives a directory to hand to BCC as kernel source. No header of the kernel is needed and no
+layout of it comes from here: helpers and map types are BCC's own, members of kernel structs are read by offsets that
+layout.py takes from BTF. A tree is complete or absent: it is made beside its place, synced, and renamed into it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
 import xxhash
 
-from replicator.capture.btf import BTF_DIRECTORY
 from replicator.errors import EnvironmentFault
 
 CACHE = Path("/var/cache/rsyncfs")
 
 _KCONFIG = """\
-/* Stands in for the kernel's headers: types from BTF, and the few macros that BTF does not carry. */
 #ifndef RSYNCFS_KCONFIG_H
 #define RSYNCFS_KCONFIG_H
-#define __LINUX_BPF_H__
-#define _UAPI__LINUX_BPF_H__
-#define BPF_NO_PRESERVE_ACCESS_INDEX
 #define CONFIG_BPF_SYSCALL 1
-#include "vmlinux.h"
-#ifndef __always_inline
-#define __always_inline inline __attribute__((always_inline))
-#endif
+#define BPF_NO_PRESERVE_ACCESS_INDEX
 #define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + ((c) > 255 ? 255 : (c)))
 #define LINUX_VERSION_CODE KERNEL_VERSION({version})
 #define PAGE_SIZE {page_size}
+#define __always_inline inline __attribute__((always_inline))
+
+typedef signed char __s8;
+typedef unsigned char __u8;
+typedef short __s16;
+typedef unsigned short __u16;
+typedef int __s32;
+typedef unsigned int __u32;
+typedef long long __s64;
+typedef unsigned long long __u64;
+typedef __u64 __attribute__((aligned(8))) __aligned_u64;
+typedef __s8 s8;
+typedef __u8 u8;
+typedef __s16 s16;
+typedef __u16 u16;
+typedef __s32 s32;
+typedef __u32 u32;
+typedef __s64 s64;
+typedef __u64 u64;
+typedef __u16 __le16, __be16, __sum16;
+typedef __u32 __le32, __be32, __wsum;
+typedef __u64 __le64, __be64;
+typedef unsigned long uintptr_t;
+typedef unsigned long size_t;
+typedef long ssize_t;
+typedef _Bool bool;
+enum { false = 0, true = 1 };
+
+/* The user ABI of io_submit(2). */
+struct iocb {
+	__u64 aio_data;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	__u32 aio_key;
+	__s32 aio_rw_flags;
+#else
+	__s32 aio_rw_flags;
+	__u32 aio_key;
+#endif
+	__u16 aio_lio_opcode;
+	__s16 aio_reqprio;
+	__u32 aio_fildes;
+	__u64 aio_buf;
+	__u64 aio_nbytes;
+	__s64 aio_offset;
+	__u64 aio_reserved2;
+	__u32 aio_flags;
+	__u32 aio_resfd;
+};
 #endif
 """
 
-# BCC's own headers include these; everything in them comes from vmlinux.h.
+# BCC's own headers include these.
 _EMPTY = (
     "include/linux/types.h",
     "include/linux/bpf_common.h",
@@ -55,67 +94,43 @@ def kernel_version(release: str) -> tuple[int, int, int]:
     """The numbers of a release such as 6.1.0-25-amd64. Missing ones are 0."""
     numbers: list[int] = []
     for part in release.replace("-", ".").split(".")[:3]:
-        digits = "".join(character for character in part if character.isdigit())
-        if digits != part:
+        if not part.isdigit():
             break
-        numbers.append(int(digits))
+        numbers.append(int(part))
     major, minor, patch = (*numbers, 0, 0, 0)[:3]
     return major, minor, patch
 
 
-def header_tree(cache: Path = CACHE, btf: Path = BTF_DIRECTORY / "vmlinux") -> Path:
-    """The tree for the running kernel, made on first use. EnvironmentFault says what is missing.
-
-    A tree is complete or absent: it is made beside its place, synced and renamed into it.
-    """
-    try:
-        blob = btf.read_bytes()
-    except OSError as fault:
-        raise EnvironmentFault(
-            f"cannot read the kernel's type information {btf}: {fault.strerror}; use a kernel built with "
-            "CONFIG_DEBUG_INFO_BTF=y"
-        ) from fault
+def header_tree(cache: Path = CACHE) -> Path:
+    """The tree for the running kernel, made on first use. EnvironmentFault if it cannot be kept."""
     kconfig = _KCONFIG.replace("{version}", ", ".join(map(str, kernel_version(os.uname().release)))).replace(
         "{page_size}", str(os.sysconf("SC_PAGE_SIZE"))
     )
-    digest = xxhash.xxh3_128(blob)
-    digest.update("\0".join((kconfig, *_EMPTY)).encode())
-    tree = cache / f"headers-{digest.hexdigest()}"
+    files = {**dict.fromkeys(_EMPTY, ""), "include/linux/kconfig.h": kconfig}
+    tree = cache / f"headers-{xxhash.xxh3_128_hexdigest(repr(files).encode())}"
     if tree.is_dir():
         return tree
-    types = _types(btf)
     try:
         cache.mkdir(mode=0o755, parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".headers-", dir=cache))
         try:
-            _write(scratch, {"include/linux/kconfig.h": kconfig.encode(), "include/linux/vmlinux.h": types})
+            _write(scratch, files)
             _place(scratch, tree)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as fault:
         raise EnvironmentFault(
-            f"cannot keep kernel headers in {cache}: {fault.strerror}; make it writable for root or free some space"
+            f"cannot keep headers for BCC in {cache}: {fault.strerror}; make it writable for root or free some space"
         ) from fault
     return tree
 
 
-def _types(btf: Path) -> bytes:
-    try:
-        done = subprocess.run(["bpftool", "btf", "dump", "file", btf, "format", "c"], capture_output=True, check=False)
-    except FileNotFoundError as fault:
-        raise EnvironmentFault("bpftool is not installed: install the package bpftool") from fault
-    if done.returncode != 0 or not done.stdout:
-        said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
-        raise EnvironmentFault(f"bpftool cannot dump {btf}: {said}; install a newer bpftool")
-    return done.stdout
-
-
-def _write(scratch: Path, files: dict[str, bytes]) -> None:
+def _write(scratch: Path, files: dict[str, str]) -> None:
     scratch.chmod(0o755)
-    for name, content in {**dict.fromkeys(_EMPTY, b""), **files}.items():
+    for name, content in files.items():
         path = scratch / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
+        with path.open("w") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -7,7 +7,6 @@ finding says what is so now, not what will be.
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,7 @@ class Finding:
     """One thing that the sensors build on."""
 
     name: str
-    """root, bpf, btf, bpftool, bcc, fanotify, kprobes or trampolines."""
+    """root, bpf, btf, bcc, fanotify, kprobes or trampolines."""
     available: bool
     required: bool
     """Whether the `tracepoint` sensor needs it."""
@@ -72,7 +71,6 @@ def examine() -> Offer:
         _finding("root", os.geteuid() == 0, True, "running as root", "run rsyncfs as root, for example with sudo"),
         _bpf(),
         btf,
-        _bpftool(),
         _bcc(),
         _fanotify(),
         _finding("kprobes", _KPROBES.exists(), False, "available", "this kernel has none"),
@@ -124,11 +122,6 @@ def _btf() -> tuple[Btf | None, Finding]:
     except EnvironmentFault as fault:
         return None, Finding("btf", False, True, str(fault))
     return types, Finding("btf", True, True, "the kernel describes its types")
-
-
-def _bpftool() -> Finding:
-    path = shutil.which("bpftool")
-    return _finding("bpftool", path is not None, True, path or "", "install the package bpftool")
 
 
 def _bcc() -> Finding:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from replicator.capture.btf import Btf
 from replicator.capture.bpf import recursion_misses
+from replicator.capture.btf import Btf
 from replicator.capture.compile import Program, kernel_types
 from replicator.capture.event import Events
 from replicator.capture.headers import CACHE

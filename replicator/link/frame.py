@@ -149,15 +149,23 @@ class Decoder:
     def received(self, count: int) -> list[Frame]:
         """Take note of `count` bytes written to the start of `buffer()`; the frames that they complete.
 
-        RemoteError if the bytes are not what the protocol allows. Frames completed by the same call are lost then.
+        RemoteError if the bytes are not what the protocol allows; if frames came before them, those are given first
+        and `verify()` and the next call raise it.
         """
-        if self._spent is not None:
-            raise RemoteError(self._spent)
+        self.verify()
+        frames: list[Frame] = []
         try:
-            return self._received(count)
+            self._received(count, frames)
         except RemoteError as error:
             self._spent = str(error)
-            raise
+            if not frames:
+                raise
+        return frames
+
+    def verify(self) -> None:
+        """Raise the RemoteError that is still owed."""
+        if self._spent is not None:
+            raise RemoteError(self._spent)
 
     def feed(self, data: Buffer) -> list[Frame]:
         """Copy `data` in; the frames that it completes. RemoteError as `received()`."""
@@ -171,14 +179,13 @@ class Decoder:
             rest = rest[count:]
         return frames
 
-    def _received(self, count: int) -> list[Frame]:
-        frames: list[Frame] = []
+    def _received(self, count: int, frames: list[Frame]) -> None:
         if self._payload is not None:
             self._filled += count
             if self._filled == len(self._payload):
                 payload, self._payload = self._payload, None
                 frames.append(self._verified(payload.toreadonly()))
-            return frames
+            return
         self._stop += count
         while self._stop - self._start >= HEADER.size:
             kind, length, number, check = parse_header(self._view[self._start : self._start + HEADER.size])
@@ -199,7 +206,6 @@ class Decoder:
                 # Foreign bytes are told apart before a whole header of them has arrived.
                 check_start(self._view[self._start : self._stop])
         self._compact()
-        return frames
 
     def _compact(self) -> None:
         """Move what is unread to the front, so that at least half of the staging buffer is free."""

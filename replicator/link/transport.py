@@ -287,6 +287,7 @@ class Transport:
         count = self._sock.recv_into(self._decoder.buffer())
         if count:
             frames += self._decoder.received(count)
+            self._decoder.verify()
         return count
 
     def _receive_sealed(self, tls: TlsPipe, frames: list[Frame]) -> int:
@@ -303,6 +304,7 @@ class Transport:
                 if not count:
                     break
                 frames += self._decoder.received(count)
+                self._decoder.verify()
         except RsyncfsError:
             self._last_words(tls)
             raise

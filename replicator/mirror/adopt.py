@@ -53,8 +53,9 @@ def _adopt_one(fact: InodeFact, slots: list[Slot], ground: Ground, inventory: In
             if adopted is None:
                 if inventory.by_handle(handle) is not None or not _equal(fact, slot, ground):
                     continue
-                mtime = fact.attributes.mtime_ns if fact.kind is Kind.FILE else -1
-                inventory.put(fact.id, Record(fact.kind, fact.size, mtime), handle)
+                have = fact.attributes
+                record = Record(fact.kind, fact.size, have.mtime_ns, have.ctime_ns)
+                inventory.put(fact.id, record, handle)
                 adopted = handle
         except (OSError, AstrayError):
             continue

@@ -60,7 +60,7 @@ class Executor:
         while made < len(plan.steps) and isinstance(plan.steps[made], Create):
             self._guarded(run, plan.steps[made])
             made += 1
-        if made < len(plan.steps):
+        if plan.steps:
             self._intents.append(self._intent(run))
         for step in plan.steps[made:]:
             self._guarded(run, step)
@@ -217,7 +217,9 @@ class Executor:
         if self._inventory.record(id) is None:
             return
         needs[id] = None
-        for place in self._foreign.missing_places(id):
+        missing = self._foreign.missing_places(id)
+        self._intents.append(Intent(0, missing))
+        for place in missing:
             if place.parent != LIMBO:
                 looks[place] = None
             self._inventory.unbind(place, keep=True)

@@ -29,8 +29,9 @@ class Limbo:
         self._ground = ground
         self._inventory = inventory
         recorded = inventory.meta(_META)
-        self._name = NAME if recorded is None else os.fsencode(recorded)
-        self._recorded = recorded is not None
+        # While limbo changes its name there are two that may be it.
+        self._candidates = [] if recorded is None else os.fsencode(recorded).split(b"/")
+        self._name = self._candidates[-1] if self._candidates else NAME
         self._spares = 0
 
     @property
@@ -40,22 +41,27 @@ class Limbo:
 
     def find(self) -> None:
         """Open the limbo that an earlier process left."""
-        if not self._recorded or self._ground.limbo_fd is not None:
-            return
-        if self._inventory.bound(Slot(self._inventory.root, self._name)) is None:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                self._ground.limbo_fd = open_beneath(self._ground.root_fd, self._name, os.O_RDONLY | os.O_DIRECTORY)
+        for name in self._candidates:
+            if self._ground.limbo_fd is None and self._inventory.bound(Slot(self._inventory.root, name)) is None:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    self._ground.limbo_fd = open_beneath(self._ground.root_fd, name, os.O_RDONLY | os.O_DIRECTORY)
+                    self._name = name
 
     def ensure(self, wanted: Collection[bytes] = ()) -> None:
         """Make limbo if it is not there, under a name that neither the tree nor `wanted` (names in the root) has."""
         if self._name in wanted and self._ground.limbo_fd is not None:
             name = self._free_name(wanted)
-            self._record(name)
+            self._record(self._name, name)
             syscalls.renameat2(self._ground.root_fd, self._name, self._ground.root_fd, name, syscalls.RENAME_NOREPLACE)
             self._name, self.touched_root = name, True
+            self._record(name)
         if self._ground.limbo_fd is not None:
             return
-        if not self._recorded or self._name in wanted or handle_of(self._ground.root_fd, self._name) is not None:
+        if (
+            self._candidates != [self._name]
+            or self._name in wanted
+            or handle_of(self._ground.root_fd, self._name) is not None
+        ):
             self._name = self._free_name(wanted)
             self._record(self._name)
         os.mkdir(self._name, 0o700, dir_fd=self._ground.root_fd)
@@ -109,7 +115,7 @@ class Limbo:
                 return name
             number += 1
 
-    def _record(self, name: bytes) -> None:
-        if self._inventory.meta(_META) != os.fsdecode(name):
-            self._inventory.set_meta(**{_META: os.fsdecode(name)})
-        self._recorded = True
+    def _record(self, *names: bytes) -> None:
+        if self._candidates != list(names):
+            self._inventory.set_meta(**{_META: os.fsdecode(b"/".join(names))})
+            self._candidates = list(names)

@@ -18,6 +18,7 @@ import errno
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -247,6 +248,17 @@ class Mirror:
             os.close(fd)
         return Digest(kind, size, have, self._content(id) if kind is Kind.FILE else "")
 
+    def names(self, id: FileId) -> list[bytes]:
+        """All names in a known directory, on disk or in the inventory, sorted, without the replica's own. OSError,
+        KeyError."""
+        with _astray_is_missing():
+            extra = self._foreign.extra_names(id)
+        return sorted({*extra, *(name for name, _ in self._inventory.children(id))})
+
+    def nameless(self, most: int) -> list[FileId]:
+        """Up to `most` inodes that are kept without a name of the user's."""
+        return [id for _, id in islice(self._inventory.children(LIMBO), most)]
+
     def extra_names(self, id: FileId) -> list[bytes]:
         """Names in a known directory that only the replica has."""
         with _astray_is_missing():
@@ -288,6 +300,9 @@ class Mirror:
                 recovery.after_power_cut()
             else:
                 recovery.after_kill()
+            for directory in recovery.disturbed():
+                with contextlib.suppress(OSError, AstrayError):
+                    self._executor.stamp(directory)
             self._executor.rest()
             self._inventory.commit()
             self.open_epoch = max((intent.epoch for intent in intents), default=None)

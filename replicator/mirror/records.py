@@ -44,7 +44,10 @@ def forsaken(record: Record) -> Record:
 
 
 def matches(record: Record, fact: InodeFact) -> bool:
-    """Whether a `check` fact may spare the bytes: what is stored says that nothing has changed since."""
+    """Whether a `check` fact may spare the bytes: what is stored says that nothing has changed since.
+
+    A file whose change time was not worth storing (its bytes may be older than its times) must come again.
+    """
     if record.kind != fact.kind:
         return False
     if fact.kind is not Kind.FILE:
@@ -54,7 +57,7 @@ def matches(record: Record, fact: InodeFact) -> bool:
         record.sound
         and record.size == fact.size
         and record.mtime_ns == attributes.mtime_ns
-        and record.ctime_ns in (None, attributes.ctime_ns)
+        and record.ctime_ns == attributes.ctime_ns
     )
 
 

@@ -80,6 +80,12 @@ class Recovery:
         self._look_into_limbo()
         self._finish()
 
+    def disturbed(self) -> list[FileId]:
+        """The directories whose modification times may be the crash's instead of the source's."""
+        parents = dict.fromkeys(place.parent for intent in self._intents for place in intent.places)
+        parents[self._inventory.root] = None
+        return [id for id in parents if self._inventory.record(id) is not None]
+
     def _identify(self, handle: bytes) -> FileId | None:
         """Which id an inode found on disk is; one that an open epoch made enters the inventory."""
         made = self._made.get(handle)
@@ -174,6 +180,10 @@ class Recovery:
                 record = inventory.record(id)
                 if record is not None and record.complete:
                     inventory.put(id, replace(record, suspect=True))
+        for intent in self._intents:
+            for place in intent.places:
+                if place.parent != LIMBO and inventory.record(place.parent) is None:
+                    self._set(place, None)
         queue = list(self._affected)
         while queue:
             id = queue.pop()

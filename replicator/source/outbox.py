@@ -11,8 +11,9 @@ again. Everything in an epoch that is not durable is owed again when the connect
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
@@ -47,6 +48,8 @@ class Flush:
     """What further slices must read; None before the first."""
     size: int = 0
     """The size at the first slice: what the last one may announce at most."""
+    taken: int = 0
+    """When everything drained so far was in it, ns since the epoch."""
 
 
 @dataclass(slots=True)
@@ -80,7 +83,9 @@ class Epoch:
 class Outbox:
     """The sender's state, driven by its loop. Times are CLOCK_MONOTONIC in ns."""
 
-    def __init__(self, root: FileId, exclude: Exclude) -> None:
+    def __init__(self, root: FileId, exclude: Exclude, clock: Callable[[], int] = time.time_ns) -> None:
+        """`clock`: ns since the epoch, as the kernel's for ctime."""
+        self._clock = clock
         self.generations = Generations()
         self.table = DirtyTable(self.generations)
         self.index = TreeIndex(root)
@@ -88,6 +93,8 @@ class Outbox:
         self.inflight: deque[Epoch] = deque()
         self.checking = False
         """New members are offered to the receiver for comparison before their bytes are sent."""
+        self.unlisted: dict[FileId, Due] = {}
+        """Directories whose names must be compared with the replica's."""
         self._number = 0
         self._unshipped: dict[FileId, None] = {}
         self._reading: dict[FileId, Flush] = {}
@@ -104,6 +111,8 @@ class Outbox:
         self._retry: dict[FileId, tuple[int, int]] = {}
         """Inodes that failed: to be left alone until a time, and the delay that led there."""
         self._resting: dict[FileId, int] = {}
+        self._unsettled: OrderedDict[FileId, int] = OrderedDict()
+        """Inodes whose last fact could not be called settled, and when it was taken."""
 
     # ------------------------------------------------------------------ what changed
 
@@ -116,6 +125,8 @@ class Outbox:
         """Take over what the resolver found."""
         for id, due in changes.members:
             self._owe_new(id, due.since, due.generation)
+            if self.index.is_directory(id) and (self.checking or self._is_dying(id)):
+                self.compare_names(id, due.since, due.generation)
         for slot, due in changes.slots:
             self._queue_slot(slot, due)
         for id, due in changes.dead:
@@ -125,6 +136,24 @@ class Outbox:
     def current(self, flush: Flush) -> bool:
         """Whether the flush is still wanted: a lost connection folds every flush that is being read back."""
         return self._reading.get(flush.owed.id) is flush
+
+    def compare_names(self, directory: FileId, now: int, generation: int | None = None) -> None:
+        """The replica may have names in this directory that nobody remembers here."""
+        if directory not in self.unlisted:
+            self.unlisted[directory] = Due(self.generations.hold(generation), now)
+
+    def take_unlisted(self, most: int) -> dict[FileId, Due]:
+        """Directories, known to the replica by now, whose names are to be compared with it; with their tokens."""
+        known = [id for id in self.unlisted if id not in self._unshipped]
+        return {id: self.unlisted.pop(id) for id in known[:most]}
+
+    def declare_dead(self, id: FileId, now: int) -> None:
+        """The replica has an inode that is not (any more) in the tree."""
+        if not self.index.is_member(id):
+            self._queue_dead(id, Due(self.generations.hold(), now))
+
+    def _is_dying(self, id: FileId) -> bool:
+        return id in self._dead or any(id in epoch.dead for epoch in self.inflight)
 
     def gone(self, flush: Flush) -> None:
         """A read found that the inode does not exist any more: its names will tell, nothing is owed for it."""
@@ -162,6 +191,10 @@ class Outbox:
         self._sizes.pop(id, None)
         self._retry.pop(id, None)
         self._resting.pop(id, None)
+        self._unsettled.pop(id, None)
+        due = self.unlisted.pop(id, None)
+        if due is not None:
+            self.generations.release(due.generation)
         self._release_waiting(id)
 
     # ------------------------------------------------------------------ reads
@@ -202,7 +235,7 @@ class Outbox:
         if owed.check and owed.touched:
             owed.check = False
             owed.mark_whole()
-        flush = self._reading[id] = Flush(owed, self._sizes.get(id))
+        flush = self._reading[id] = Flush(owed, self._sizes.get(id), taken=self._clock())
         return flush
 
     def read_done(self, part: Part) -> None:
@@ -263,6 +296,9 @@ class Outbox:
             self._sizes.move_to_end(id)
             if len(self._sizes) > KNOWN_SIZES:
                 self._sizes.popitem(last=False)
+        if not part.fact.settled and not part.flush.owed.mapped:
+            self._unsettled[id] = part.flush.taken
+            self._unsettled.move_to_end(id)
         self._release_waiting(id)
 
     def _take_slots(self, epoch: Epoch) -> list[SlotFact]:
@@ -411,6 +447,20 @@ class Outbox:
         yield from (flush.owed.generation for flush in epoch.flushes)
         yield from (due.generation for due in epoch.slots.values())
         yield from (due.generation for due in epoch.dead.values())
+
+    def settle(self, now: int, after: int = 5_000_000_000, most: int = 1000) -> None:
+        """Tell the replica once more about up to `most` inodes that have been quiet for `after` ns.
+
+        Now their ctime proves that nothing changed since, so that a later comparison need not send them again.
+        """
+        before = self._clock() - after
+        for _ in range(min(most, len(self._unsettled))):
+            id, taken = next(iter(self._unsettled.items()))
+            if taken > before:
+                return
+            del self._unsettled[id]
+            if self.index.is_member(id) and id not in self.table and id not in self._reading:
+                self.table.mark(id, now)
 
     def rest(self, id: FileId, until: int) -> None:
         """Do not read this inode again before `until`: reading it is costly."""

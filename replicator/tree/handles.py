@@ -162,11 +162,6 @@ class SourceRoot:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def superblock(self) -> int:
-        """The superblock's device as os.makedev(major, minor) of its kernel number."""
-        return os.makedev(self.kernel_dev >> 20, self.kernel_dev & 0xFFFFF)
-
     def still_there(self) -> bool:
         """The path still leads to this directory: not unmounted, mounted over, replaced, renamed or unreadable."""
         try:

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from replicator.dirty.generations import Generations
 from replicator.model import FileId, Kind, Slot
@@ -35,6 +35,7 @@ class DirectoryGone(Exception):
     """The directory of a slot cannot be opened any more."""
 
 
+_Key = TypeVar("_Key", Slot, FileId)
 _NOBODY = Found(FileId(0, 0, 0, 0), Kind.FILE)
 
 
@@ -59,6 +60,8 @@ class Due:
     since: int
     force: bool = False
     """Tell the replica even if the index already says so."""
+    order: int = 0
+    """The resolver's count when it became due; what follows from a look has the look's order."""
 
 
 @dataclass(slots=True)
@@ -97,25 +100,17 @@ class Resolver:
         self._lists: OrderedDict[FileId, Due] = OrderedDict()
         self._held: dict[Slot, Hold] = {}
         self._dying: dict[FileId, Due] = {}
+        self._order = 0
         self.complete = False
         """Whether every directory was listed once: before that, nothing can be proven to be outside."""
 
     def look(self, slot: Slot, now: int, generation: int | None = None, force: bool = False) -> None:
         """The slot may mean something else now."""
-        due = self._due.get(slot)
-        if due is None:
-            self._due[slot] = Due(self._generations.hold(generation), now, force)
-        else:
-            self._older(due, now, generation)
-            due.force = due.force or force
+        self._enqueue(self._due, slot, now, generation, force, None)
 
     def list(self, directory: FileId, now: int, generation: int | None = None) -> None:
         """Every name in the directory may mean something else now."""
-        due = self._lists.get(directory)
-        if due is None:
-            self._lists[directory] = Due(self._generations.hold(generation), now)
-        else:
-            self._older(due, now, generation)
+        self._enqueue(self._lists, directory, now, generation, False, None)
 
     @property
     def pending(self) -> int:
@@ -147,9 +142,29 @@ class Resolver:
         for slot, found in observed.items():
             self._apply(slot, found, dues[slot], changes)
         for id, due in dying.items():
-            self._dying.setdefault(id, Due(self._generations.hold(due.generation), due.since))
+            if id not in self._dying:
+                self._order += 1
+                self._dying[id] = Due(self._generations.hold(due.generation), due.since, order=self._order)
         self._bury(view, changes)
         return changes
+
+    def _enqueue(
+        self, queue: dict[_Key, Due], key: _Key, now: int, generation: int | None, force: bool, order: int | None
+    ) -> None:
+        if order is None:
+            self._order += 1
+            order = self._order
+        due = queue.get(key)
+        if due is None:
+            queue[key] = Due(self._generations.hold(generation), now, force, order)
+        else:
+            self._older(due, now, generation)
+            due.force = due.force or force
+            due.order = min(due.order, order)
+
+    def _follow(self, queue: dict[_Key, Due], key: _Key, due: Due, *, force: bool = False) -> None:
+        """Look at what a look led to."""
+        self._enqueue(queue, key, due.since, due.generation, force, due.order)
 
     def _older(self, due: Due, now: int, generation: int | None) -> None:
         due.since = min(due.since, now)
@@ -170,7 +185,7 @@ class Resolver:
                     return
                 known = set(self.index.children(directory))
                 for name in known.union(names or ()):
-                    self.look(Slot(directory, name), due.since, due.generation, due.force)
+                    self._follow(self._due, Slot(directory, name), due, force=due.force)
             self._generations.release(due.generation)
 
     def _observe(
@@ -227,6 +242,7 @@ class Resolver:
         """Take out of `observed` every slot whose occupant would lose its last name too early; give what dies."""
         dying: dict[FileId, Due] = {}
         alive: dict[FileId, bool] = {}
+        awaited: set[FileId] = set()
         claims: dict[FileId, set[Slot]] = {}
         for slot, found in observed.items():
             if found is not None:
@@ -243,12 +259,15 @@ class Resolver:
                 if old not in alive:
                     alive[old] = view.alive(old)
                 hold = self._held.get(slot)
-                if alive[old] and not self._expired(hold, now):
+                if alive[old] and (old in awaited or not self._expired(hold, now)):
                     if hold is None:
                         self._held[slot] = Hold(dues[slot], now)
+                    elif old in awaited:  # its new name is known, but held back itself: patience begins anew
+                        hold.started, hold.rounds = now, 0
                     del observed[slot]
                     if found is not None:
                         claims[found.id].discard(slot)
+                        awaited.add(found.id)
                     again = True  # what it would have named may now be without a name itself
                 else:
                     dying[old] = dues[slot]
@@ -271,7 +290,7 @@ class Resolver:
             moved = self.index.slots_of(found.id) if found.kind is Kind.DIRECTORY else ()
             self.index.bind(slot, found.id, found.kind)
             for previous in moved:  # a directory has one name: its old slot is empty until something else shows there
-                self.look(previous, due.since, due.generation, force=True)
+                self._follow(self._due, previous, due, force=True)
             if found.kind is Kind.DIRECTORY and (not member or self._exclude.by_path):
                 self._list_below(found.id, due, member)
             if not member:
@@ -283,11 +302,11 @@ class Resolver:
             self._generations.release(due.generation)
 
     def _list_below(self, directory: FileId, due: Due, member: bool) -> None:
-        self.list(directory, due.since, due.generation)
+        self._follow(self._lists, directory, due)
         if member:  # what is excluded below may have changed with its path
             for id in self.index.subtree(directory):
                 if self.index.is_directory(id):
-                    self.list(id, due.since, due.generation)
+                    self._follow(self._lists, id, due)
 
     def _dying_no_more(self, found: Found | None) -> None:
         due = self._dying.pop(found.id, None) if found is not None else None
@@ -295,14 +314,24 @@ class Resolver:
             self._generations.release(due.generation)
 
     def _bury(self, view: Namespace, changes: Changes) -> None:
-        """Give up the dying. A removed directory was empty, so what the index still has in it is looked at first."""
-        for id in list(self._dying):
-            if not self.index.is_directory(id) or not self.index.children(id) or view.alive(id):
-                due = self._dying.pop(id)
-                for lost in self.index.forget(id):
-                    if lost != id:
-                        due = Due(self._generations.hold(due.generation), due.since)
-                    changes.dead.append((lost, due))
+        """Give up the dying, after every look from before: one may find a new name in a directory not listed yet.
+
+        A removed directory was empty, so what the index still has in it is looked at first.
+        """
+        if not self._dying:
+            return
+        first = min(
+            (due.order for queue in (self._due, self._lists) for due in queue.values()), default=self._order + 1
+        )
+        for id in [id for id, due in self._dying.items() if due.order < first]:
+            due = self._dying[id]
+            if self.index.is_directory(id) and self.index.children(id) and not view.alive(id):
+                for name in self.index.children(id):
+                    if Slot(id, name) not in self._held:
+                        self._follow(self._due, Slot(id, name), due)
                 continue
-            for name in self.index.children(id):
-                self.look(Slot(id, name), self._dying[id].since, self._dying[id].generation)
+            del self._dying[id]
+            for lost in self.index.forget(id):
+                if lost != id:
+                    due = Due(self._generations.hold(due.generation), due.since)
+                changes.dead.append((lost, due))

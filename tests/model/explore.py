@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from replicator.mirror.steps import LIMBO
 from replicator.model import Answer, Facts, FileId, Kind
 from replicator.source.outbox import Payload
+from replicator.tree.exclude import Exclude
 from tests.model.disk import Inode
 from tests.model.receiver import Crash, Fault, Receiver
 from tests.model.sender import Sender, SourceCalls
@@ -24,6 +25,11 @@ class Scope:
     actions: int = 14
     restless: float = 0.03
     restarts: bool = True
+    overflows: bool = False
+    """The queue of looks overflows now and then."""
+    refusals: bool = False
+    """Now and then the replica cannot take a step."""
+    exclude: tuple[str, ...] = ()
 
 
 class Run:
@@ -32,7 +38,7 @@ class Run:
     def __init__(self, seed: int, scope: Scope, trace: list[str] | None = None) -> None:
         self.rng = random.Random(seed)
         self.scope = scope
-        self.world = World(self.rng)
+        self.world = World(self.rng, Exclude(scope.exclude))
         self.world.trace = trace
         self.calls = SourceCalls(self.world, self.rng, 0.0)
         for _ in range(self.rng.randint(2, 6)):
@@ -52,6 +58,7 @@ class Run:
 
     def go(self) -> None:
         """The run. Fault when the logic broke a promise."""
+        self.world.settle()
         if self.rng.random() < 0.7:
             self._quiesce()  # begin in step
         self.calls.restless = self.scope.restless
@@ -61,6 +68,7 @@ class Run:
             for _ in range(self.rng.choice((0, 1, 2, 4))):
                 self._something()
         self.calls.restless = 0.0
+        self.world.settle()
         self._quiesce()
         self._compare()
 
@@ -223,24 +231,31 @@ class Run:
         if receiver.disk.limbo.names:
             raise Fault(f"left in limbo: {sorted(receiver.disk.limbo.names)}")
         pairs: dict[int, Inode] = {}
-        _same("", self.world.tree, receiver.disk.root, pairs)
+        self._same(b"", self.world.tree, receiver.disk.root, pairs)
         if any(place.parent == LIMBO for place in receiver.inventory.names):
             raise Fault("the inventory believes that something is in limbo")
         if len({id(inode) for inode in pairs.values()}) != len(pairs):
             raise Fault("two inodes of the source are one on the replica")
 
-
-def _same(path: str, node: Node, inode: Inode, pairs: dict[int, Inode]) -> None:
-    if pairs.setdefault(id(node), inode) is not inode:
-        raise Fault(f"{path}: the names of one inode belong to two on the replica")
-    here = (node.kind, bytes(node.data), node.mode, (0, 0), node.xattrs, node.target, node.mtime_ns)
-    there = (inode.kind, bytes(inode.data), inode.mode, inode.owner, inode.xattrs, inode.target, inode.mtime_ns)
-    if here != there:
-        raise Fault(f"{path or '/'} differs: {here} here, {there} there")
-    if node.names.keys() != inode.names.keys():
-        raise Fault(f"{path or '/'} holds {sorted(node.names)} here, {sorted(inode.names)} there")
-    for name, child in node.names.items():
-        _same(f"{path}/{name.decode()}", child, inode.names[name], pairs)
+    def _same(self, path: bytes, node: Node, inode: Inode, pairs: dict[int, Inode]) -> None:
+        where = path.decode() or "/"
+        if pairs.setdefault(id(node), inode) is not inode:
+            raise Fault(f"{where}: the names of one inode belong to two on the replica")
+        here = (node.kind, bytes(node.data), node.mode, (0, 0), node.xattrs, node.target, node.mtime_ns)
+        there = (inode.kind, bytes(inode.data), inode.mode, inode.owner, inode.xattrs, inode.target, inode.mtime_ns)
+        if here != there:
+            raise Fault(f"{where} differs: {here} here, {there} there")
+        exclude = self.world.exclude
+        names = {
+            name: child
+            for name, child in node.names.items()
+            if not exclude.matches(path + name, child.kind is Kind.DIRECTORY)
+        }
+        if names.keys() != inode.names.keys():
+            raise Fault(f"{where} holds {sorted(names)} here, {sorted(inode.names)} there")
+        for name, child in names.items():
+            below = path + name + (b"/" if child.kind is Kind.DIRECTORY else b"")
+            self._same(below, child, inode.names[name], pairs)
 
 
 _MIX = {

@@ -20,7 +20,6 @@ from replicator.model import END_OF_FILE, FileId, Kind, Slot
 from replicator.source.outbox import Flush, Outbox, Payload
 from replicator.source.pages import PageHashes
 from replicator.source.read import Outcome, Reader
-from replicator.tree.exclude import Exclude
 from replicator.tree.handles import Stale
 from replicator.tree.resolver import Found
 from tests.model.world import Node, World
@@ -140,7 +139,7 @@ def small_scale() -> Iterator[None]:
         current = _Current()
         for name in ("os", "syscalls", "time"):
             stack.enter_context(mock.patch.object(read_module, name, current))
-        for name, value in (("SLICE", SLICE), ("HOLES_FROM", 6), ("PAGE", BLOCK)):
+        for name, value in (("SLICE", SLICE), ("HOLES_FROM", 6), ("PAGE", BLOCK), ("BEYOND_TRIES", 1)):
             stack.enter_context(mock.patch.object(read_module, name, value))
         yield
 
@@ -161,7 +160,7 @@ class Sender:
         _Current.calls = calls
         self.world = world
         self.calls = calls
-        self.outbox = Outbox(world.root, Exclude([]))
+        self.outbox = Outbox(world.root, world.exclude)
         self.outbox.checking = checking
         self.pages = PageHashes()
         self.reader = Reader(cast(Any, calls), self.pages)

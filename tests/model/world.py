@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from replicator.model import Attributes, FileId, Kind, Slot
+from replicator.model import FileId, Kind, Slot
+from replicator.tree.exclude import Exclude
 
 NAMES = (b"a", b"b", b"c")
 BIGGEST = 12
@@ -39,11 +40,10 @@ class Node:
     target: bytes = b""
     names: dict[bytes, Node] = field(default_factory=dict)
     parent: Node | None = None
+    late: tuple[int, int] | None = None
+    """An append (offset, length) that was told before it took effect."""
     stayed: bool = False
     """It has a name in the tree, and had since the mark was set."""
-
-    def attributes(self) -> Attributes:
-        return Attributes(self.mode, 0, 0, self.mtime_ns, self.ctime_ns, target=self.target, xattrs=dict(self.xattrs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,18 @@ class Look:
 
     slot: Slot | None
     id: FileId | None
+    says: FileId | None = field(default=None, compare=False)
+    """What the event claims that the slot means from now on. Nobody should believe it: events merge and come late."""
 
 
 class World:
     """The filesystem, its two channels, and a source of random operations."""
 
-    def __init__(self, rng: random.Random) -> None:
+    generation_step = 1
+
+    def __init__(self, rng: random.Random, exclude: Exclude) -> None:
         self.rng = rng
+        self.exclude = exclude
         self.clock = 1_000
         self.bytes: list[Bytes] = []
         self.looks: list[Look] = []
@@ -99,7 +104,21 @@ class World:
 
     def inside(self, node: Node) -> bool:
         """Whether some name of it lies in the tree (the truth, which no reader can ask for)."""
-        return any(found is node for found in self.walk(self.tree))
+        return node in self.included()
+
+    def included(self) -> set[Node]:
+        """All inodes with a name in the tree that is not excluded."""
+        found: set[Node] = set()
+        pending = [(b"", self.tree)]
+        while pending:
+            path, directory = pending.pop()
+            for name, child in directory.names.items():
+                if self.exclude and self.exclude.matches(path + name, child.kind is Kind.DIRECTORY):
+                    continue
+                found.add(child)
+                if child.kind is Kind.DIRECTORY:
+                    pending.append((path + name + b"/", child))
+        return found
 
     def walk(self, top: Node) -> Iterator[Node]:
         """Everything below `top`, once per name."""
@@ -122,8 +141,9 @@ class World:
             node.stayed = False
         self.bytes.append(Bytes(kind, node.id, offset, length, self.clock))
 
-    def look(self, slot: Slot | None, node: Node | None) -> None:
-        new = Look(slot, node.id if node else None)
+    def look(self, slot: Slot | None, node: Node, *, gone: bool = False) -> None:
+        """A name event about `node`; `gone`: it left the slot."""
+        new = Look(slot, node.id, None if gone else node.id)
         if new in self.looks and self.rng.random() < 0.8:
             self.merged += 1
             return
@@ -171,7 +191,7 @@ class World:
         self._touch(parent)
         self._changed(node)
         self.look(None, node)
-        self.look(Slot(parent.id, name), node)
+        self.look(Slot(parent.id, name), node, gone=True)
         self._reap(node)
         return True
 
@@ -190,7 +210,7 @@ class World:
         self._touch(old)
         self._touch(new)
         self._changed(node)
-        self.look(Slot(old.id, old_name), node)
+        self.look(Slot(old.id, old_name), node, gone=True)
         self.look(Slot(new.id, new_name), node)
         if over is not None:
             self.look(None, over)
@@ -211,9 +231,9 @@ class World:
         for node in (one, two):
             self._changed(node)
             self._left(node)
-        self.look(Slot(old.id, old_name), one)
+        self.look(Slot(old.id, old_name), one, gone=True)
         self.look(Slot(new.id, new_name), one)
-        self.look(Slot(new.id, new_name), two)
+        self.look(Slot(new.id, new_name), two, gone=True)
         self.look(Slot(old.id, old_name), two)
         return True
 
@@ -240,6 +260,7 @@ class World:
         return True
 
     def collapse(self, node: Node, offset: int, length: int) -> bool:
+        self.finish_append(node)
         if node.kind is not Kind.FILE or length <= 0 or offset + length >= len(node.data):
             return False
         self._wrote(node)
@@ -248,12 +269,36 @@ class World:
         return True
 
     def insert(self, node: Node, offset: int, length: int) -> bool:
+        self.finish_append(node)
         if node.kind is not Kind.FILE or length <= 0 or offset >= len(node.data) or len(node.data) + length > BIGGEST:
             return False
         self._wrote(node)
         node.data[offset:offset] = bytes(length)
         self.say("TAIL", node, offset)
         return True
+
+    def begin_append(self, node: Node, length: int) -> bool:
+        """A write at the end of which the record comes first, and bytes and size later, outside any lock."""
+        if node.kind is not Kind.FILE or node.late or len(node.data) + length > BIGGEST:
+            return False
+        node.late = (len(node.data), length)
+        self.say("WRITE", node, len(node.data), length)
+        return True
+
+    def finish_append(self, node: Node) -> bool:
+        """It takes effect; of this only the new size is told."""
+        if node.late is None:
+            return False
+        (_, length), node.late = node.late, None
+        node.data.extend(bytes([self._fresh()]) * length)
+        node.mtime_ns = node.ctime_ns = self.clock
+        self.say("SIZE", node, len(node.data))
+        return True
+
+    def settle(self) -> None:
+        """Every append takes effect."""
+        for node in list(self.nodes.values()):
+            self.finish_append(node)
 
     def attribute(self, node: Node) -> bool:
         if self.rng.random() < 0.5:
@@ -336,6 +381,10 @@ class World:
             args = f"{node.id.ino}.{node.id.gen} {offset}+{length}"
             if what == "truncate":
                 done = self.truncate(node, offset)
+            elif what == "append":
+                done = self.begin_append(node, length)
+            elif what == "append-end":
+                done = self.finish_append(node)
             elif what in ("open", "close"):
                 done = self.open(node) if what == "open" else self.close(node)
             else:
@@ -372,7 +421,7 @@ class World:
         else:
             number = self._next
             self._next += 1
-        self._generation += 1
+        self._generation += self.generation_step
         node = Node(FileId(0, 0, number, self._generation), kind, mtime_ns=self.clock, ctime_ns=self.clock)
         self.nodes[node.id] = node
         return node
@@ -393,12 +442,10 @@ class World:
 
     def _left(self, node: Node) -> None:
         """Names went away: whatever is not in the tree now has not stayed in it."""
-        present = set(map(id, self.walk(self.tree)))
-        if id(node) not in present:
-            node.stayed = False
-            for below in self.walk(node):
-                if id(below) not in present:
-                    below.stayed = False
+        present = self.included()
+        for each in (node, *self.walk(node)):
+            if each not in present:
+                each.stayed = False
 
     def _reap(self, node: Node) -> None:
         if node.nlink == 0 and node.opens == 0 and node.id in self.nodes:
@@ -420,6 +467,7 @@ class World:
         node.ctime_ns = self.clock
 
     def _wrote(self, node: Node) -> None:
+        self.finish_append(node)
         node.mtime_ns = node.ctime_ns = self.clock
 
 
@@ -427,6 +475,8 @@ _FILE_ID = re.compile(r"FileId\(fs=0, root=0, ino=(\d+), gen=(\d+)\)")
 _MIX = {
     "rename": 24,
     "write": 20,
+    "append": 3,
+    "append-end": 6,
     "unlink": 10,
     "create": 9,
     "exchange": 7,

@@ -158,7 +158,8 @@ class World:
         if kind is Kind.FILE:
             with open(path, "rb") as file:
                 content = file.read()
-            pairs.append(("content", content[:80] if content != inode.content else b"", inode.content[:80] if content != inode.content else b""))
+            if content != inode.content:
+                found.append(f"{path!r}: {_first_difference(content, inode.content)}")
             pairs.append(("links", have.st_nlink, sum(1 for named in self.names.values() if named == id)))
         found.extend(f"{path!r}: {what} {is_!r} instead of {want!r}" for what, is_, want in pairs if is_ != want)
         if kind is Kind.DIRECTORY:
@@ -168,6 +169,11 @@ class World:
             found.extend(f"{path!r}: {name!r} is too much" for name in there - children.keys())
             for name in sorted(children.keys() & there):
                 self._compare(os.path.join(path, name), children[name], actual, found)
+
+
+def _first_difference(have: bytes, want: bytes) -> str:
+    at = next((at for at, (one, other) in enumerate(zip(have, want, strict=False)) if one != other), None)
+    return f"{len(have)} bytes, {len(want)} wanted, first different: {at}"
 
 
 def _attributes(mode: int) -> Attributes:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ WORDS = frozenset(
 OTHERS = frozenset(["up", "process_cpu_seconds_total", "process_resident_memory_bytes"])
 
 
-def tool(name: str) -> str:
+def program(name: str) -> str:
     """One of Prometheus' programs."""
     found = shutil.which(name, path=f"{PROJECT}/build/tools/usr/bin:{os.environ['PATH']}")
     assert found is not None, f"{name} is missing: run scripts/bootstrap test"
@@ -127,6 +127,80 @@ def test_the_kernel_knows_the_settings_that_are_set() -> None:
             name, _, value = line.partition(" = ")
             assert Path("/proc/sys", name.replace(".", "/")).is_file()
             assert int(value) > 0
+
+
+def setting(end: str, name: str) -> str:
+    """The value of a setting in a unit."""
+    found = re.search(rf"(?m)^{name}=(.*)$", (SYSTEMD / f"rsyncfs-{end}@.service").read_text())
+    assert found is not None, name
+    return found[1]
+
+
+@contextlib.contextmanager
+def confined(end: str, log: Path, words: Sequence[str | Path], writable: Path | None = None) -> Iterator[None]:
+    """A running, ready end with no more capabilities than its unit grants; if asked, on a root that is read-only."""
+    granted = [name.removeprefix("CAP_").lower() for name in setting(end, "CapabilityBoundingSet").split()]
+    command = [
+        *("setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=" + ",+".join(["-all", *granted])),
+        *(sys.executable, "-m", "replicator", end, *map(str, words)),
+    ]
+    environment = dict(os.environ)
+    if writable is not None:
+        # As ProtectSystem=strict, CacheDirectory and StateDirectory do it.
+        environment["TMPDIR"] = str(writable)
+        sandbox = f"""
+            mkdir -p /var/cache/rsyncfs
+            for kept in '{writable}' /var/cache/rsyncfs; do mount --bind "$kept" "$kept"; done
+            mount -o remount,bind,ro /
+            exec "$@"
+        """
+        command = ["unshare", "-m", "--propagation=slave", "bash", "-euc", sandbox, "bash", *command]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        eventually(lambda: "ready\n" in log.read_text() or process.poll() is not None, 60)
+        assert process.poll() is None, log.read_text()
+        yield
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_privileges_of_the_units_suffice(scratch: Path) -> None:
+    source, replica, states = (scratch / name for name in ("source", "replica", "states"))
+    for directory in (source, replica, states):
+        directory.mkdir()
+    assert setting("send", "ProtectSystem") == "strict"
+    assert setting("send", "Environment") == "TMPDIR=%C/rsyncfs"
+    at = f"127.0.0.1:{free_port()}"
+    with (
+        confined(
+            "receive", scratch / "receive.log", ["--root", replica, "--listen", at, "--state", states / "receive"]
+        ),
+        confined("send", scratch / "send.log", [source, at, "--state", states / "send"], writable=states),
+    ):
+        (source / "secret").write_text("text")
+        os.setxattr(source / "secret", "trusted.note", b"noted")
+        os.setxattr(source / "secret", "security.capability", bytes.fromhex("0100000200200000000000000000000000000000"))
+        os.mknod(source / "null", 0o20600, os.makedev(1, 3))
+        (source / "tool").write_text("text")
+        os.chown(source / "tool", 1234, 1235)
+        (source / "tool").chmod(0o4750)
+        (source / "secret").chmod(0)
+        (source / "directory").mkdir()
+        os.link(source / "secret", source / "directory/other")
+        subprocess.run(
+            [sys.executable, "-m", "replicator", "wait", "--state", states / "send", "--timeout", "20"], check=True
+        )
+        assert (replica / "directory/other").read_text() == "text"
+        assert (replica / "secret").stat().st_mode == 0o100000
+        assert os.getxattr(replica / "secret", "trusted.note") == b"noted"
+        assert os.getxattr(replica / "secret", "security.capability")[4:8] == bytes.fromhex("00200000")
+        assert (replica / "null").stat().st_rdev == os.makedev(1, 3)
+        tool = (replica / "tool").stat()
+        assert (tool.st_mode, tool.st_uid, tool.st_gid) == (0o104750, 1234, 1235)
 
 
 # Expressions
@@ -206,7 +280,7 @@ def test_each_panel_has_a_place_of_its_own_and_says_what_it_shows() -> None:
 
 def test_promtool_accepts_configuration_and_alerts() -> None:
     done = subprocess.run(
-        [tool("promtool"), "check", "config", str(PROMETHEUS / "prometheus.yml")],
+        [program("promtool"), "check", "config", str(PROMETHEUS / "prometheus.yml")],
         capture_output=True,
         text=True,
         check=False,
@@ -273,7 +347,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
             [
-                tool("prometheus"),
+                program("prometheus"),
                 f"--config.file={directory}/prometheus.yml",
                 f"--storage.tsdb.path={directory}/data",
                 f"--web.listen-address=127.0.0.1:{port}",

@@ -282,6 +282,22 @@ def test_last_words_are_heard_although_the_speaker_closed_at_once(ends: Ends, la
     assert ends.heard[ends.sender] == [last]
 
 
+def test_last_words_are_heard_by_an_end_that_first_notices_that_it_cannot_send(ends: Ends) -> None:
+    ends.greet()
+    ends.sender.say_epoch(*epoch(1, 16 * MIB))
+    ends.receiver.say(m.Bye("stopping"))
+    ends.receiver.close()
+
+    def nothing_left_to_send() -> bool:
+        ends.sender.flush()
+        return not ends.sender.transport.queued
+
+    eventually(nothing_left_to_send)
+    assert eventually(ends.sender.hear) == [m.Bye("stopping")]
+    with pytest.raises(LinkLost):
+        eventually(ends.sender.hear)
+
+
 def test_a_connection_that_ends_in_the_middle_of_a_message_says_so(ends: Ends) -> None:
     ends.greet()
     facts, _ = epoch(1, MIB)
@@ -317,6 +333,7 @@ def test_damage_on_the_way_is_a_remote_error(ends: Ends) -> None:
     error = ends.error(ends.receiver)
     assert isinstance(error, RemoteError)
     assert "damaged" in str(error)
+    assert ends.heard[ends.receiver] == [m.Check(0)]
 
 
 def test_pings_are_answered_by_the_connection(ends: Ends) -> None:

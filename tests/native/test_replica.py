@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Case, Stage, on
+from tests.support.deadline import eventually
 from tests.support.operations import GIB, KIB, MIB, content
 from tests.support.oracle import differences
 from tests.support.pair import Pair, Process, free_port
@@ -193,3 +194,12 @@ def test_nothing_of_its_own_is_visible(case: Case) -> None:
     (case.source / "file").write_bytes(b"x")
     case.assert_same()
     assert sorted(os.listdir(case.pair.source)) == sorted(os.listdir(case.pair.replica))
+
+
+def test_the_metric_of_wire_bytes_follows_the_socket(case: Case) -> None:
+    (case.source / "file").write_bytes(content(MIB))
+    case.assert_same()
+    sent = case.pair.wire_bytes()
+    assert sent > MIB
+    eventually(lambda: case.pair.metrics()['rsyncfs_wire_bytes_total{direction="sent"}'] >= sent, 5, "the metric")
+    assert case.pair.metrics("receive")['rsyncfs_wire_bytes_total{direction="received"}'] > MIB

@@ -280,7 +280,7 @@ def test_symlinks(case: Case) -> None:
     files(case.source, "file")
     (case.source / "good").symlink_to("file")
     (case.source / "dangling").symlink_to("/no/such/thing")
-    (case.source / "long").symlink_to("x" * 4000)
+    (case.source / "long").symlink_to("x" * 1000)
     (case.source / "up").symlink_to("../../..")
     os.symlink(b"bytes \xff\n", os.fsencode(case.source / "raw"))
     case.assert_same()

@@ -252,7 +252,9 @@ class Sender:
             if id in source.dead:
                 continue
             self.owed[id] = None
-            source.dirty.update(dict.fromkeys(slot for slot, named in source.names.items() if id in (named, slot.parent)))
+            source.dirty.update(
+                dict.fromkeys(slot for slot, named in source.names.items() if id in (named, slot.parent))
+            )
 
 
 @settings(max_examples=600, deadline=None, derandomize=True)

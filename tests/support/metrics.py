@@ -9,7 +9,7 @@ import urllib.request
 
 
 class Samples(dict[str, float]):
-    """Samples by their full name as printed, labels included: `rsyncfs_wire_bytes_total{direction="out"}`."""
+    """Samples by their full name as printed, labels included: `rsyncfs_wire_bytes_total{direction="sent"}`."""
 
     def total(self, name: str) -> float:
         """The sum over all label sets of a metric; 0 if it has no sample."""

@@ -97,6 +97,16 @@ def test_a_decoder_that_failed_stays_failed() -> None:
         decoder.feed(whole(Type.PING, 1, b""))
 
 
+def test_what_came_before_the_damage_is_given_and_then_the_error() -> None:
+    decoder = Decoder()
+    good = whole(Type.CHECK, 1, b"{}")
+    assert len(decoder.feed(good + good + b"HTTP")) == 2
+    with pytest.raises(RemoteError):
+        decoder.verify()
+    with pytest.raises(RemoteError):
+        decoder.feed(good)
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
