@@ -33,6 +33,10 @@ demo: $(RUN_STAMP) ## replicate a live directory over loopback for some seconds 
 test: $(DEV_STAMP) $(TEST_STAMP) ## the whole suite, with real eBPF (root; TESTS=tests/unit for a part)
 	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest $(TESTS) $(PYTEST_ARGS)
 
+.PHONY: bench
+bench: $(RUN_STAMP) ## measure lag and rates over loopback on this machine (root)
+	$(AS_ROOT) $(PYTHON) bench/loopback.py
+
 .PHONY: lint
 lint: $(DEV_STAMP) ## ruff and mypy --strict
 	$(VENV)/bin/ruff check .
@@ -58,9 +62,9 @@ lock: ## write requirements*.lock anew from pyproject.toml, newest versions
 
 .PHONY: clean
 clean: ## remove what was made, .venv included
-	@find . -name __pycache__ -prune -not -path './.git/*' -exec rm -rf {} + 2>/dev/null || true
-	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info 2>/dev/null || \
-		$(AS_ROOT) rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@made="$(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $$(find . -name .git -prune -o \
+		-name $(VENV) -prune -o -name __pycache__ -print -prune)"
+	rm -rf $$made 2>/dev/null || $(AS_ROOT) rm -rf $$made
 
 # The virtual environment sees the distribution's packages, for BCC; everything else comes from the lock.
 $(PYTHON):

@@ -39,7 +39,8 @@ HOOK(iomap, iomap_dio_rw_begin, struct kiocb *, struct iov_iter *, ...)
 	return 0;
 }
 
-HOOK(iomap, iomap_dio_complete, struct kiocb *, int, ssize_t)
+/* Reports a direct write once, whoever comes first: the entry is gone then. */
+static __always_inline int direct_write_done(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 iocb = ARGUMENT(u64, 0);
 	s64 written = ARGUMENT(s64, 2);
@@ -68,4 +69,9 @@ HOOK(iomap, iomap_dio_complete, struct kiocb *, int, ssize_t)
 	}
 	direct_writes.delete(&iocb);
 	return 0;
+}
+
+HOOK(iomap, iomap_dio_complete, struct kiocb *, int, ssize_t)
+{
+	return direct_write_done(ctx);
 }

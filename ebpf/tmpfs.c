@@ -241,6 +241,37 @@ static __always_inline bool tmpfs_plan_compat(u64 number, void *regs, struct tmp
 	return false;
 }
 
+/* Cheap and first: all numbers of either ABI that are looked at, for every other call of the host passes here too. */
+static __always_inline bool tmpfs_number(u64 number)
+{
+	switch (number) {
+	case 1:
+	case 4:
+	case 8:
+	case 18 ... 20:
+	case 40:
+	case 140:
+	case 146:
+	case 181:
+	case 187:
+	case TMPFS_IO_SUBMIT:
+	case 239:
+	case TMPFS_IO_SUBMIT_COMPAT:
+	case 275:
+	case 285:
+	case 296:
+	case 313:
+	case 324:
+	case 326:
+	case 328:
+	case 334:
+	case 377:
+	case 379:
+		return true;
+	}
+	return false;
+}
+
 static __always_inline bool tmpfs_plan_of(u64 number, void *regs, struct tmpfs_plan *plan)
 {
 	return tmpfs_compat() ? tmpfs_plan_compat(number, regs, plan) : tmpfs_plan_native(number, regs, plan);
@@ -377,6 +408,8 @@ HOOK(tmpfs, sys_enter, struct pt_regs *, long int)
 	struct tmpfs_call call = {};
 	struct tmpfs_jumps *jumps;
 
+	if (!tmpfs_number(number))
+		return 0;
 	if (number == TMPFS_IO_SUBMIT || (number == TMPFS_IO_SUBMIT_COMPAT && tmpfs_compat())) {
 		tmpfs_submit(regs);
 		return 0;
@@ -451,14 +484,19 @@ HOOK(tmpfs, sys_exit, struct pt_regs *, long int)
 	struct tmpfs_jumps *jumps;
 	void *file;
 
+	if (!tmpfs_number(number))
+		return 0;
 	if (number == TMPFS_IO_SUBMIT || (number == TMPFS_IO_SUBMIT_COMPAT && tmpfs_compat())) {
 		tmpfs_submitted(regs, result);
 		return 0;
 	}
 	if (!tmpfs_plan_of(number, regs, &plan))
 		return 0;
-	file = tmpfs_file(plan.fd);
 	entry = tmpfs_calls.lookup(&thread);
+	/* what can have waited since before these hooks were there; all else that began unseen shows by its ctime */
+	if (!entry && plan.way != TMPFS_COPY && plan.way != TMPFS_POINTER)
+		return 0;
+	file = tmpfs_file(plan.fd);
 	if (entry) {
 		call = *entry;
 		tmpfs_calls.delete(&thread);
@@ -479,7 +517,7 @@ HOOK(tmpfs, sys_exit, struct pt_regs *, long int)
 			tmpfs_written(&plan, &call, result);
 		return 0;
 	}
-	/* begun before these hooks were there, or the descriptor changed hands during the call */
+	/* begun unseen, or the descriptor changed hands during the call */
 	if (entry)
 		tmpfs_whole(&call.subject, 0);
 	if (tmpfs_watched(file, &subject))
@@ -533,7 +571,7 @@ static __always_inline int tmpfs_unannounced(void *request, u8 opcode, void *fil
 	return 0;
 }
 
-/* It has no file yet, but a descriptor, or an index of the ring's own table: that one shows in the other hook. */
+/* It has no file yet, only a descriptor, or an index of the ring's own table, which is not looked up here. */
 HOOK(tmpfs, io_uring_submit_req, struct io_kiocb *)
 {
 	void *request = ARGUMENT(void *, 0);
@@ -544,17 +582,6 @@ HOOK(tmpfs, io_uring_submit_req, struct io_kiocb *)
 		return 0;
 	return tmpfs_unannounced(request, opcode,
 				 tmpfs_file(FIELD(io_cqe, fd, ADDRESS(io_kiocb, cqe, request))));
-}
-
-/* Writes go to a worker: tmpfs does not promise not to block. */
-HOOK(tmpfs, io_uring_queue_async_work, struct io_kiocb *, ...)
-{
-	void *request = ARGUMENT(void *, 0);
-	u8 opcode = FIELD(io_kiocb, opcode, request);
-
-	if (!(FIELD(io_kiocb, flags, request) & TMPFS_REQ_F_CQE_SKIP) || !tmpfs_request_writes(opcode))
-		return 0;
-	return tmpfs_unannounced(request, opcode, FIELD(io_kiocb, file, request));
 }
 
 HOOK(tmpfs, io_uring_complete, struct io_ring_ctx *, void *, struct io_uring_cqe *)
@@ -586,41 +613,71 @@ HOOK(tmpfs, io_uring_complete, struct io_ring_ctx *, void *, struct io_uring_cqe
 	return 0;
 }
 
-/* Whether io_uring may be at work: it goes on with its requests at the end of any system call. */
-static __always_inline bool tmpfs_requests(void)
+/* An io_uring worker, where all writes to tmpfs go as long as it does not promise not to block. */
+static __always_inline void tmpfs_touched_by_request(const struct rsyncfs_subject *subject, void *worker)
 {
-	if (rsyncfs_task_flags() & (RSYNCFS_PF_IO_WORKER | RSYNCFS_PF_USER_WORKER))
-		return true;
-#if HAS_FIELD(task_struct, io_uring)
-	return FIELD(task_struct, io_uring, (void *)bpf_get_current_task()) != 0;
-#else
-	return rsyncfs_call() == 426 /* io_uring_enter */;
-#endif
+	void *request = CONTAINER(io_kiocb, work, FIELD(io_worker, cur_work, worker));
+	u8 opcode = FIELD(io_kiocb, opcode, request);
+	u64 offset, length = TMPFS_UNKNOWN;
+
+	if (!tmpfs_request_writes(opcode))
+		return;
+	if (FIELD(file, f_inode, FIELD(io_kiocb, file, request)) != subject->inode || opcode == TMPFS_OP_SPLICE) {
+		/* an overlay's file, or one whose place is known at the end only */
+	} else if (!(FIELD(io_kiocb, flags, request) & TMPFS_REQ_F_CQE_SKIP)) {
+		return; /* it will announce its completion */
+	} else if (opcode == TMPFS_OP_FALLOCATE) {
+		tmpfs_allocated(subject, FIELD(io_sync, mode, request), FIELD(io_sync, off, request),
+				FIELD(io_sync, len, request));
+		return;
+	} else {
+		offset = FIELD(kiocb, ki_pos, request);
+		if (opcode == TMPFS_OP_WRITE || opcode == TMPFS_OP_WRITE_FIXED)
+			length = FIELD(io_rw, len, request);
+		rsyncfs_emit(subject, RSYNCFS_WRITE, RSYNCFS_F_BEFORE, offset, length);
+		return;
+	}
+	tmpfs_whole(subject, RSYNCFS_F_BEFORE);
+}
+
+/* A task that uses io_uring: it goes on with its requests at the end of any system call. */
+static __always_inline void tmpfs_touched_inline(const struct rsyncfs_subject *subject)
+{
+	u64 inode = (u64)subject->inode;
+	struct tmpfs_silent *silent = tmpfs_silent.lookup(&inode);
+
+	if (!silent)
+		return;
+	if (!silent->unknown && silent->start < silent->end)
+		rsyncfs_emit(subject, RSYNCFS_WRITE, RSYNCFS_F_BEFORE, silent->start, silent->end - silent->start);
+	else
+		tmpfs_whole(subject, RSYNCFS_F_BEFORE);
 }
 
 /* A new ctime: does a call or request explain it that reports its range when it is done? */
 static __always_inline int tmpfs_touched(void *inode)
 {
+	void *task = (void *)bpf_get_current_task();
+	u32 flags = rsyncfs_task_flags();
 	u64 thread = bpf_get_current_pid_tgid();
-	u64 address = (u64)inode;
 	struct rsyncfs_subject subject = {};
-	struct tmpfs_silent *silent = 0;
 	long call = rsyncfs_call();
+	void *worker = flags & RSYNCFS_PF_IO_WORKER ? FIELD(task_struct, worker_private, task) : 0;
+	bool requests = flags & (RSYNCFS_PF_IO_WORKER | RSYNCFS_PF_USER_WORKER);
 
-	if (tmpfs_requests()) {
-		silent = tmpfs_silent.lookup(&address);
-		if (!silent)
-			return 0;
-	} else if (call == RSYNCFS_CALL_UNKNOWN) {
-		if (tmpfs_compat() && tmpfs_calls.lookup(&thread))
-			return 0;
-	} else if (!rsyncfs_call_writes(call) || tmpfs_calls.lookup(&thread)) {
+#if HAS_FIELD(task_struct, io_uring)
+	requests = requests || FIELD(task_struct, io_uring, task);
+#endif
+	if (!requests && call == RSYNCFS_CALL_UNKNOWN && tmpfs_compat() && tmpfs_calls.lookup(&thread))
 		return 0;
-	}
+	if (!requests && call != RSYNCFS_CALL_UNKNOWN && (!rsyncfs_call_writes(call) || tmpfs_calls.lookup(&thread)))
+		return 0;
 	if (!rsyncfs_watched_file(inode, RSYNCFS_TMPFS, &subject))
 		return 0;
-	if (silent && !silent->unknown && silent->start < silent->end)
-		rsyncfs_emit(&subject, RSYNCFS_WRITE, RSYNCFS_F_BEFORE, silent->start, silent->end - silent->start);
+	if (worker)
+		tmpfs_touched_by_request(&subject, worker);
+	else if (requests)
+		tmpfs_touched_inline(&subject);
 	else
 		tmpfs_whole(&subject, RSYNCFS_F_BEFORE);
 	return 0;

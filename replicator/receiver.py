@@ -122,7 +122,11 @@ class Receiver:
     # ------------------------------------------------------------------ connections
 
     def _accept(self) -> None:
-        transport = accept(self.listener, self._tls)
+        try:
+            transport = accept(self.listener, self._tls)
+        except EnvironmentFault as error:
+            log.error("%s", error)
+            return
         if transport is None:
             return
         connection = Connection(transport, Party.RECEIVER)

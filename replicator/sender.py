@@ -25,6 +25,7 @@ from replicator import __version__, syscalls
 from replicator.barrier import Barriers
 from replicator.capture.event import EventKind
 from replicator.capture.names import InodeLook, Names, Overflow, SlotLook
+from replicator.capture.probe import LIMITS
 from replicator.capture.select import select_sensor
 from replicator.capture.sensor import NAMELESS_LOSSES, Sensor
 from replicator.config import SendOptions
@@ -97,6 +98,8 @@ class Sender:
         self.sensor: Sensor = select_sensor(options.sensor, self.source.fstype)
         self.sensor.attach(self.source)
         defer(self.sensor.close)
+        for limit in LIMITS.get(self.source.fstype, ()):
+            log.warning("%s", limit)
         self.names = Names(self.source)
         defer(self.names.close)
         # Pages that were dirty before the hooks were attached stay silent until they are clean.
@@ -201,13 +204,12 @@ class Sender:
             self.metrics.events.add("name", len(looks) - inodes)
 
     def _names_lost(self, now: int) -> None:
-        """Names changed and the kernel could not say where: list every directory again."""
-        log.warning(
-            "the queue of name events overflowed: listing every directory (raise fs.fanotify.max_queued_events)"
-        )
+        """Names or attributes changed and the kernel could not say where: look at all of them again."""
+        log.warning("the queue of name events overflowed: looking at every file (raise fs.fanotify.max_queued_events)")
         self.metrics.events_dropped.add("names_overflow")
         self.metrics.resyncs.add("names_overflow")
-        for id in list(self.index.subtree(self.index.root)):
+        for id in self.index.subtree(self.index.root):
+            self.table.mark(id, now)
             if self.index.is_directory(id):
                 self.resolver.list(id, now)
 
@@ -268,7 +270,10 @@ class Sender:
                 self.pool.submit(flushes)
 
     def _take_reads(self, now: int) -> None:
-        for outcome in self.pool.collect():
+        outcomes = self.pool.collect()
+        if outcomes:
+            self._take_records()  # so that what these reads have seen is known to be owed, and can be let go
+        for outcome in outcomes:
             flush = outcome.flush
             if not self.outbox.current(flush):
                 continue
@@ -438,8 +443,8 @@ class Sender:
         now = time.monotonic_ns()
         compared, self._comparing = self._comparing, {}
         if "error" in body:  # the connection went: asked again on the next
-            for id, due in compared.items():
-                self.outbox.compare_names(id, due.since, due.generation)
+            for id, token in compared.items():
+                self.outbox.compare_names(id, token.since, token.generation)
         for text, names in body.get("directories", []):
             directory = FileId.parse(text)
             known = self.index.children(directory)
@@ -447,8 +452,8 @@ class Sender:
             for name in (name.encode("latin-1") for name in names):
                 if name not in known:
                     self.resolver.look(Slot(directory, name), now, due.generation if due else None, force=True)
-        for due in compared.values():
-            self.outbox.generations.release(due.generation)
+        for token in compared.values():
+            self.outbox.generations.release(token.generation)
 
     def _ask_nameless(self) -> None:
         self.ask({"op": "nameless"}, self._nameless)

@@ -86,6 +86,8 @@ class Uplink:
         if self._watch is not None and self._watch.changed():
             self._backoff.reset()
             self._next_try = 0.0
+            if self._open is not None and self._open.stalled():  # a new one is quicker than TCP's own patience
+                self._hang_up(None)
         try:
             if self._open is None:
                 if time.monotonic() < self._next_try:

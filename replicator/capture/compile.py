@@ -20,7 +20,7 @@ from typing import Any
 
 from replicator.capture import layout
 from replicator.capture.bpf import bpf_refusal
-from replicator.capture.btf import Btf, BtfError
+from replicator.capture.btf import BTF_DIRECTORY, Btf, BtfError
 from replicator.capture.headers import CACHE, header_tree
 from replicator.errors import EnvironmentFault
 from replicator.resources import ebpf_directory
@@ -60,7 +60,7 @@ def bcc_module() -> Any:
 def kernel_types(modules: tuple[str, ...] = ()) -> Btf:
     """The running kernel's BTF with that of `modules`. EnvironmentFault if there is none."""
     try:
-        return Btf.of_kernel(modules)
+        return Btf.of_kernel(modules, BTF_DIRECTORY)
     except OSError as fault:
         raise EnvironmentFault(
             f"cannot read the kernel's type information {fault.filename}: {fault.strerror}; use a kernel built with "
@@ -101,9 +101,9 @@ class Program:
         """A map's descriptor; it lives as long as this program."""
         return int(_bcc_library().bpf_table_fd(self._bpf.module, name.encode()))
 
-    def program_descriptors(self) -> list[int]:
-        """The descriptors of the attached programs."""
-        return [self._bpf.funcs[hook.function.encode()].fd for hook in self.attached]
+    def programs(self) -> list[tuple[layout.Hook, int]]:
+        """The attached hooks with the descriptors of their programs."""
+        return [(hook, self._bpf.funcs[hook.function.encode()].fd) for hook in self.attached]
 
     def close(self) -> None:
         """Detach all hooks and free programs and maps. May be called twice."""
@@ -143,7 +143,7 @@ class Program:
         bcc = bcc_module()
         with _environment("BCC_KERNEL_SOURCE", str(tree)), _stderr() as said:
             try:
-                return bcc.BPF(text=text)
+                return bcc.BPF(text=text.encode())
             except Exception as fault:  # BCC raises bare Exceptions; what the compiler said went to descriptor 2
                 complaint = next((line for line in said() if "error" in line.lower()), str(fault).splitlines()[0])
                 _log.debug("BCC said: %s", "\n".join(said()))

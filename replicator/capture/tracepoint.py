@@ -20,12 +20,18 @@ from replicator.errors import EnvironmentFault
 from replicator.model import FileId
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "ext4": ("inode", "net", "iomap", "ext4"),
-    "xfs": ("inode", "net", "iomap", "xfs"),
-    "btrfs": ("inode", "net", "iomap", "btrfs"),
+    "ext4": ("inode", "net", "iomap", "direct", "ext4"),
+    "xfs": ("inode", "net", "iomap", "direct", "xfs"),
+    "btrfs": ("inode", "net", "iomap", "direct", "btrfs"),
     "tmpfs": ("inode", "tmpfs"),
 }
 """The families of hooks (files in ebpf/) that each type of filesystem needs."""
+
+OLD_KERNELS: dict[str, tuple[str, ...]] = {"ext4": ("setattr",), "xfs": ("setattr",)}
+"""Families that stand in where a change of ctime passes no tracepoint (before Linux 6.13)."""
+
+# Two programs share this tracepoint (ebpf/direct.c), so that one that the kernel skips loses nothing.
+_TWICE = "iomap_dio_complete"
 
 # enum rsyncfs_type of ebpf/maps.h
 _TYPES = {"ext4": 1, "xfs": 2, "btrfs": 3, "tmpfs": 4}
@@ -43,6 +49,13 @@ def families_of(fstype: str) -> tuple[str, ...]:
         raise EnvironmentFault(
             f"a source on {fstype} cannot be traced by the tracepoint sensor: put it on {', '.join(sorted(FAMILIES))}"
         ) from None
+
+
+def _families(fstype: str, types: Btf) -> tuple[str, ...]:
+    families = families_of(fstype)
+    if types.tracepoint("ctime_ns_xchg") is None:
+        families += OLD_KERNELS.get(fstype, ())
+    return families
 
 
 class TracepointSensor:
@@ -68,10 +81,10 @@ class TracepointSensor:
     def attach(self, source: Watched) -> None:
         """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
         assert self._program is None, "attached already"
-        families = families_of(source.fstype)
+        families_of(source.fstype)
         self._types = kernel_types((source.fstype, "iomap"))
         self._program = Program(
-            families,
+            _families(source.fstype, self._types),
             {
                 "RSYNCFS_RING_PAGES": self._ring_bytes // os.sysconf("SC_PAGE_SIZE"),
                 "RSYNCFS_LOST_INODES": self._lost_inodes,
@@ -128,7 +141,11 @@ class TracepointSensor:
             # the later cause first: whoever sees a ring_full sees its lost_map_full
             "ring_full": int(sum(counters[counters.Key(_RING_FULL)])),
             "lost_map_full": int(sum(counters[counters.Key(_LOST_MAP_FULL)])),
-            "recursion": sum(recursion_misses(descriptor, types) for descriptor in program.program_descriptors()),
+            "recursion": sum(
+                recursion_misses(descriptor, types)
+                for hook, descriptor in program.programs()
+                if hook.tracepoint != _TWICE
+            ),
         }
 
     def lost_inodes(self) -> list[FileId]:

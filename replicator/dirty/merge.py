@@ -37,7 +37,9 @@ def merge(records: Events, table: DirtyTable, is_member: Callable[[FileId], bool
             continue
         group = batch[first:last]
         taken += last - first
-        _mark(table.mark(id, int(group["ts"].min())), group)
+        owed = table.mark(id, int(group["ts"].min()))
+        owed.latest = max(owed.latest, int(group["ts"].max()))
+        _mark(owed, group)
     return taken
 
 

@@ -24,6 +24,8 @@ class Owed:
     """The oldest change's generation; this holds one token of it."""
     since: int
     """The oldest change's time, CLOCK_MONOTONIC in ns."""
+    latest: int = 0
+    """The newest change's time, as `since`."""
     ranges: RangeSet = field(default_factory=RangeSet)
     folios: RangeSet = field(default_factory=RangeSet)
     """Ranges of mapped folios, of which perhaps only single pages changed."""
@@ -42,6 +44,7 @@ class Owed:
     def absorb(self, other: Owed) -> None:
         """Unite with another of the same inode; neither's token is touched."""
         self.since = min(self.since, other.since)
+        self.latest = max(self.latest, other.latest)
         self.ranges.update(other.ranges)
         self.folios.update(other.folios)
         if other.lowest is not None:
@@ -87,10 +90,10 @@ class DirtyTable:
             self.watched.discard(id)
         entry = self._entries.get(id)
         if entry is None:
-            entry = self._entries[id] = Owed(id, self.generations.hold(generation), now)
+            entry = self._entries[id] = Owed(id, self.generations.hold(generation), now, now)
             return entry
-        if now < entry.since:
-            entry.since = now
+        entry.since = min(entry.since, now)
+        entry.latest = max(entry.latest, now)
         if generation is not None and generation < entry.generation:
             entry.generation = self.generations.merge(entry.generation, self.generations.hold(generation))
         return entry
@@ -107,6 +110,22 @@ class DirtyTable:
             return
         entry.generation = self.generations.merge(entry.generation, owed.generation)
         entry.absorb(owed)
+
+    def seen(self, owed: Owed, at: int, sent: list[tuple[int, int]], *, all_read: bool) -> None:
+        """The inode's flush `owed` was read after waiting, from time `at` on, for everybody who was changing it.
+
+        What is owed since then, but was changed before, was in what was read, as far as that was sent: it is owed no
+        more, or rather by that flush. `all_read`: the flush ends with this read, and so carries the attributes too.
+        """
+        entry = self._entries.get(owed.id)
+        if entry is None or entry.latest > at or entry.whole or entry.check or entry.mapped or owed.mapped:
+            return
+        for start, end in sent:
+            entry.ranges.remove(start, end)
+        if all_read and not entry.touched:
+            del self._entries[owed.id]
+            owed.generation = self.generations.merge(owed.generation, entry.generation)
+            owed.since = min(owed.since, entry.since)
 
     def drop(self, id: FileId) -> None:
         """Owe nothing for `id` any more: it is gone, or outside the tree."""

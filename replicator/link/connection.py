@@ -137,6 +137,12 @@ class Connection:
             self.say(m.Ping(self._tokens))
         return max(0.1, PING_AFTER - silent) if silent < PING_AFTER else 1.0
 
+    def stalled(self) -> bool:
+        """Whether the kernel waits in vain for the peer to acknowledge something. It waits twice as long each time,
+        so when a path has just come back, connecting anew is quicker than leaving it to that."""
+        info = self.transport.tcp_info()
+        return info is None or info.timeouts > 0
+
     def close(self, reason: str | None = None) -> None:
         """End it, with a Bye if there is a reason to tell and the peer can still be told. Never raises."""
         if reason is not None:

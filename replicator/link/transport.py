@@ -58,6 +58,8 @@ class TcpInfo:
     unsent_bytes: int
     last_ack_seconds: float
     """Since anything was acknowledged."""
+    timeouts: int
+    """Times in a row that the kernel has waited in vain for an acknowledgement; 0 while all is well."""
 
 
 class Transport:
@@ -152,7 +154,7 @@ class Transport:
             return None
         word = struct.unpack_from("=24I", data, 8)
         unsent = struct.unpack_from("=I", data, 144)[0]
-        return TcpInfo(word[15] / 1e6, word[23], word[4], unsent, word[12] / 1e3)
+        return TcpInfo(word[15] / 1e6, word[23], word[4], unsent, word[12] / 1e3, data[2])
 
     def close(self) -> None:
         """Give everything back. What is still queued is lost, what the kernel has taken is delivered if it can be."""

@@ -15,6 +15,8 @@ from replicator import syscalls
 from replicator.model import Attributes, Kind
 
 _OURS = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+_SHADOWS = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
+"""How XFS stores what it also shows as POSIX ACLs."""
 _CAPABILITY = b"security.capability"
 _LABEL = b"security.selinux"
 
@@ -36,7 +38,7 @@ def kind_of(mode: int) -> Kind:
 
 def replicated_xattrs(fd: int) -> dict[bytes, bytes]:
     """The extended attributes that belong to the tree, of any inode (O_PATH will do)."""
-    return {name: value for name, value in syscalls.get_xattrs(fd).items() if name.startswith(_OURS)}
+    return {name: value for name, value in syscalls.get_xattrs(fd).items() if _is_ours(name)}
 
 
 def read_attributes(fd: int) -> tuple[Kind, int, Attributes]:
@@ -95,7 +97,9 @@ def set_time(fd: int, mtime_ns: int) -> None:
 
 def _own(xattrs: Mapping[bytes, bytes], wanted: Attributes) -> dict[bytes, bytes]:
     return {
-        name: value
-        for name, value in xattrs.items()
-        if name.startswith(_OURS) and (name != _LABEL or _LABEL in wanted.xattrs)
+        name: value for name, value in xattrs.items() if _is_ours(name) and (name != _LABEL or _LABEL in wanted.xattrs)
     }
+
+
+def _is_ours(name: bytes) -> bool:
+    return name.startswith(_OURS) and name not in _SHADOWS

@@ -8,6 +8,7 @@ raises.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from dataclasses import replace
@@ -64,7 +65,7 @@ class Executor:
             self._intents.append(self._intent(run))
         for step in plan.steps[made:]:
             self._guarded(run, step)
-        self.rest()
+        self._restore_root()
         return Answer(facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(run.refusals.values()))
 
     def verify_bound(self, slot: Slot, id: FileId, plan_needs: dict[FileId, None], looks: dict[Slot, None]) -> None:
@@ -201,8 +202,15 @@ class Executor:
             attributes.set_time(self._ground.directory(id), record.mtime_ns)
 
     def rest(self) -> None:
-        """Nothing of ours is left to be seen, not even in the root's times."""
+        """Leave nothing of ours to be seen, not even in the root's times."""
+        for name in self._limbo.listing():
+            if self._inventory.bound(Slot(LIMBO, name)) is None:
+                with contextlib.suppress(OSError):  # the next time, then
+                    self._foreign.purge(self._ground.directory(LIMBO), name)
         self._limbo.rest()
+        self._restore_root()
+
+    def _restore_root(self) -> None:
         if self._limbo.touched_root:
             self._limbo.touched_root = False
             try:

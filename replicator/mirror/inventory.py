@@ -12,7 +12,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from replicator.mirror.steps import Exchange, Link, Naming, Record, Rename, Rmdir, Unlink
+from replicator.mirror.steps import LIMBO, Exchange, Link, Naming, Record, Rename, Rmdir, Unlink
 from replicator.model import FileId, Kind, Slot
 
 _SCHEMA = """
@@ -71,6 +71,11 @@ class Inventory:
         self._inodes: dict[FileId, tuple[Record, bytes] | None] = {}
         self._places: dict[FileId, tuple[Slot, ...]] = {}
         self._bound: dict[Slot, FileId | None] = {}
+        # Who is in limbo is asked in every epoch.
+        self._in_limbo = {
+            name: _id(key)
+            for name, key in self._db.execute("SELECT name, id FROM slots WHERE parent = ?", (_key(LIMBO),))
+        }
         self._root = FileId(0, 0, 0, 0)
         self._root_handle = b""
 
@@ -106,6 +111,8 @@ class Inventory:
 
     def bound(self, place: Slot) -> FileId | None:
         """See View."""
+        if place.parent == LIMBO:
+            return self._in_limbo.get(place.name)
         for layer in self._layers():
             if place in layer.bound:
                 return layer.bound[place]
@@ -122,6 +129,8 @@ class Inventory:
 
     def children(self, directory: FileId) -> Iterable[tuple[bytes, FileId]]:
         """See View."""
+        if directory == LIMBO:
+            return list(self._in_limbo.items())
         changed: set[bytes] = set()
         for layer in self._layers():
             changed |= layer.names.get(directory, set())
@@ -197,6 +206,8 @@ class Inventory:
             return
         if before is not None:
             self.unbind(place, keep=True)
+        if place.parent == LIMBO:
+            self._in_limbo[place.name] = id
         self._grow.bound[place] = id
         self._grow.places[id] = (*self._places_of(id), place)
         self._grow.names.setdefault(place.parent, set()).add(place.name)
@@ -206,6 +217,8 @@ class Inventory:
         id = self.bound(place)
         if id is None:
             return
+        if place.parent == LIMBO:
+            del self._in_limbo[place.name]
         self._grow.bound[place] = None
         self._grow.names.setdefault(place.parent, set()).add(place.name)
         left = tuple(other for other in self._places_of(id) if other != place)
@@ -295,12 +308,10 @@ class Inventory:
                 self._db.execute(statement)
             self._put_meta(meta)
         self._grow, self._frozen = _Layer(), None
-        self._drop_caches()
-
-    def forsake(self, change: dict[FileId, Record]) -> None:
-        """Replace records (when the sender is another one)."""
-        for id, record in change.items():
-            self.put(id, record)
+        self._in_limbo.clear()
+        self._inodes.clear()
+        self._places.clear()
+        self._bound.clear()
 
     def unsound(self) -> list[tuple[FileId, Record]]:
         """Every inode whose content is not known for certain."""
@@ -325,11 +336,6 @@ class Inventory:
     def _put_meta(self, values: dict[str, str]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
-    def _drop_caches(self) -> None:
-        self._inodes.clear()
-        self._places.clear()
-        self._bound.clear()
-
     def _layers(self) -> tuple[_Layer, ...]:
         return (self._grow,) if self._frozen is None else (self._grow, self._frozen)
 
@@ -353,6 +359,8 @@ class Inventory:
         for layer in self._layers():
             if id in layer.places:
                 return layer.places[id]
+        if self._entry(id) is None:
+            return ()
         if id not in self._places:
             rows = self._db.execute("SELECT parent, name FROM slots WHERE id = ?", (_key(id),)).fetchall()
             self._places[id] = tuple(Slot(_id(parent), name) for parent, name in rows)

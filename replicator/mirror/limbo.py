@@ -1,8 +1,8 @@
 """Limbo: a private directory in the replica's root for inodes that have no name in the tree.
 
-Made on demand (mode 0700, no inherited ACLs), removed whenever it is empty, so that a replica at rest shows nothing of
-it. Its name is recorded before it is made, so it is found again after a crash; when the source's user comes to own that
-name, limbo takes another.
+Made on demand (mode 0700, no inherited ACLs), removed in each durable cycle if it is empty, so that a replica at rest
+shows nothing of it. Its name is recorded before it is made, so it is found again after a crash; when the source's user
+comes to own that name, limbo takes another.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Limbo:
             syscalls.renameat2(self._ground.root_fd, self._name, self._ground.root_fd, name, syscalls.RENAME_NOREPLACE)
             self._name, self.touched_root = name, True
             self._record(name)
+        self.find()  # one that could be made, but not be opened
         if self._ground.limbo_fd is not None:
             return
         if (

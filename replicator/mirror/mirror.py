@@ -197,6 +197,7 @@ class Mirror:
             self._inventory.thaw()
             return self.durable_epoch
         self._set_times()
+        self._executor.rest()
         current = job.instance == self.instance
         epoch = job.epoch if current else self.durable_epoch
         try:
@@ -305,6 +306,8 @@ class Mirror:
                     self._executor.stamp(directory)
             self._executor.rest()
             self._inventory.commit()
+            for id, mtime_ns in recovery.owed_times():
+                self._inventory.owe_time(id, mtime_ns)
             self.open_epoch = max((intent.epoch for intent in intents), default=None)
         self._intents.clear()
         self._inventory.set_meta(boot=_boot(), clean="0")

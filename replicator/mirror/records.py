@@ -23,14 +23,15 @@ def after_create(fact: InodeFact) -> Record:
 def after_write(record: Record, fact: InodeFact) -> Record:
     """The record once the bytes of `fact` are in place: no time belongs to them until `after_adorn`."""
     if fact.partial:
-        return replace(record, mtime_ns=-1, ctime_ns=None, complete=record.complete and not fact.whole, suspect=False)
-    return replace(record, size=fact.size, mtime_ns=-1, ctime_ns=None, complete=True, suspect=False)
+        return Record(record.kind, record.size, complete=record.complete and not fact.whole)
+    return Record(record.kind, fact.size)
 
 
 def after_adorn(record: Record, fact: InodeFact) -> Record:
     """The record once attributes and times are those of `fact`."""
     attributes = fact.attributes
-    return replace(record, mtime_ns=attributes.mtime_ns, ctime_ns=attributes.ctime_ns if fact.settled else None)
+    ctime_ns = attributes.ctime_ns if fact.settled else None
+    return Record(record.kind, record.size, attributes.mtime_ns, ctime_ns, record.complete, record.suspect)
 
 
 def is_lost(record: Record) -> bool:

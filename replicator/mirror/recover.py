@@ -86,6 +86,15 @@ class Recovery:
         parents[self._inventory.root] = None
         return [id for id in parents if self._inventory.record(id) is not None]
 
+    def owed_times(self) -> list[tuple[FileId, int]]:
+        """The times of new files whose data is not durable yet."""
+        found = []
+        for id, _ in self._made.values():
+            record = self._inventory.record(id)
+            if record is not None and record.kind is Kind.FILE and record.mtime_ns != -1:
+                found.append((id, record.mtime_ns))
+        return found
+
     def _identify(self, handle: bytes) -> FileId | None:
         """Which id an inode found on disk is; one that an open epoch made enters the inventory."""
         made = self._made.get(handle)

@@ -59,6 +59,10 @@ class Part:
     flush: Flush
     fact: InodeFact
     data: list[tuple[int, bytes]]
+    at: int = 0
+    """Everything that changed the inode before this time (CLOCK_MONOTONIC, ns) was waited for before the read."""
+    sent: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges [start, end) that it carries, as bytes or holes, as they were then."""
 
 
 @dataclass(slots=True)
@@ -243,6 +247,7 @@ class Outbox:
         if not self.index.is_member(part.flush.owed.id):
             self.gone(part.flush)
         elif self.current(part.flush):
+            self.table.seen(part.flush.owed, part.at, part.sent, all_read=not part.fact.partial)
             self._parts.append(part)
 
     @property
@@ -291,11 +296,10 @@ class Outbox:
         epoch.flushes.append(part.flush)
         if part.flush.owed.whole:
             epoch.whole.add(id)
-        if not part.fact.check:
-            self._sizes[id] = part.fact.size
-            self._sizes.move_to_end(id)
-            if len(self._sizes) > KNOWN_SIZES:
-                self._sizes.popitem(last=False)
+        self._sizes[id] = part.fact.size
+        self._sizes.move_to_end(id)
+        if len(self._sizes) > KNOWN_SIZES:
+            self._sizes.popitem(last=False)
         if not part.fact.settled and not part.flush.owed.mapped:
             self._unsettled[id] = part.flush.taken
             self._unsettled.move_to_end(id)
@@ -395,6 +399,7 @@ class Outbox:
         self._more.clear()
         for epoch in self.inflight:
             for flush in epoch.flushes:
+                self._unlearn_size(flush)
                 self._fold(flush.owed)
             for slot, due in epoch.slots.items():
                 self._queue_slot(slot, due)
@@ -404,18 +409,24 @@ class Outbox:
         for flush in list(self._reading.values()):
             self._fold(flush.owed)
         self._reading.clear()
-        self._sizes.clear()
         self._retry.clear()
 
     def compare_all(self, now: int) -> None:
         """The replica is not what it was believed to be: offer everything for comparison."""
-        for id in (self.index.root, *self.index.subtree(self.index.root)):
+        self._sizes.clear()
+        for id in self.index.subtree(self.index.root):
             owed = self.table.mark(id, now)
             if not owed.touched:
                 owed.check = True
             self._unshipped[id] = None
             for slot in self.index.slots_of(id):
                 self._queue_slot(slot, Due(self.generations.hold(), now))
+
+    def _unlearn_size(self, flush: Flush) -> None:
+        """The replica may never have been told the size of a lost flush, only that of the one before."""
+        known = self._sizes.pop(flush.owed.id, None)
+        if known is not None and flush.known_size is not None:
+            self._sizes[flush.owed.id] = min(known, flush.known_size)
 
     def _fold(self, owed: Owed) -> None:
         if not self.index.is_member(owed.id):

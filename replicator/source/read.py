@@ -73,6 +73,7 @@ class Reader:
         return outcome
 
     def _read(self, fd: int, flush: Flush, outcome: Outcome) -> None:
+        at = time.monotonic_ns()
         status = os.fstat(fd)
         kind = kind_of(status.st_mode)
         owed = flush.owed
@@ -106,7 +107,8 @@ class Reader:
             data=tuple(Extent(offset, len(chunk)) for offset, chunk in data),
             holes=tuple(holes),
         )
-        outcome.part = Part(flush, fact, data)
+        covered = [(extent.offset, extent.end) for extent in (*fact.data, *fact.holes)]
+        outcome.part = Part(flush, fact, data, at, covered)
 
     def _wait_for_lock(self, fd: int, size: int) -> None:
         """Wait until whoever changes the file has let go of the inode's lock."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass
 
 from replicator.mirror.steps import LIMBO
@@ -11,7 +12,7 @@ from replicator.source.outbox import Payload
 from replicator.tree.exclude import Exclude
 from tests.model.disk import Inode
 from tests.model.receiver import Crash, Fault, Receiver
-from tests.model.sender import Sender, SourceCalls
+from tests.model.sender import Nameless, Names, Sender, SourceCalls, small_scale
 from tests.model.world import Node, World
 
 QUIET_ROUNDS = 60
@@ -46,10 +47,8 @@ class Run:
         self._events_lost()
         self.sender = Sender(self.world, self.calls, checking=False)
         self.receiver = Receiver(self.world.root, self.rng, self._precious, self.world.note)
-        self.up: list[tuple[Facts, Payload]] = []
-        self.down: list[Answer | int] = []
-        self.learned = True
-        """The sender knows which names the replica had when it started."""
+        self.up: list[tuple[Facts, Payload] | Names | Nameless] = []
+        self.down: list[Answer | int | Names | Nameless] = []
         self.shipped: set[FileId] = set()
         self.filling: set[FileId] = set()
         """Inodes of which a whole content is on its way in parts."""
@@ -62,12 +61,13 @@ class Run:
         if self.rng.random() < 0.7:
             self._quiesce()  # begin in step
         self.calls.restless = self.scope.restless
+        self.receiver.refusing = 0.1 if self.scope.refusals else 0.0
         for _ in range(self.scope.actions):
             for _ in range(self.rng.choice((1, 1, 2, 3))):
                 self.world.act()
             for _ in range(self.rng.choice((0, 1, 2, 4))):
                 self._something()
-        self.calls.restless = 0.0
+        self.calls.restless = self.receiver.refusing = 0.0
         self.world.settle()
         self._quiesce()
         self._compare()
@@ -87,7 +87,7 @@ class Run:
             case "resolve":
                 sender.resolve()
             case "drain":
-                self._drain()
+                sender.drain()
             case "read":
                 sender.start_reads(rng.randint(1, 3))
             case "result":
@@ -107,20 +107,20 @@ class Run:
                 self._kill()
             case "burst":
                 self._round()
+            case "overflow":
+                if self.scope.overflows:
+                    self.world.looks.clear()
+                    sender.looks_lost()
+                    self.shipped.clear()  # what is not settled may come again
             case "restart":
                 if self.scope.restarts:
                     self._restart()
 
-    def _drain(self) -> None:
-        self.sender.drain()
-        if self.sender.outbox.resolver.complete and not self.learned:
-            self.learned = True
-            inventory = self.receiver.inventory
-            slots = [place for place in inventory.names if place.parent != LIMBO]
-            self.sender.learn(slots, list(inventory.records))
-
     def _compose(self) -> None:
-        composed = self.sender.compose()
+        self.sender.ask_names()
+        self.up += self.sender.questions
+        self.sender.questions.clear()
+        composed = self.sender.outbox.compose()
         if composed is not None:
             self.up.append(composed)
             for fact in composed[0].inodes:
@@ -135,7 +135,11 @@ class Run:
     def _apply(self, crash: bool = False) -> None:
         if not self.up:
             return
-        facts, payload = self.up.pop(0)
+        message = self.up.pop(0)
+        if isinstance(message, Names | Nameless):
+            self._reply(message)
+            return
+        facts, payload = message
         if self.world.trace is not None:
             self.world.note(f"replica: {facts}")
         try:
@@ -144,6 +148,17 @@ class Run:
             self._kill()
         else:
             self.down.append(answer)
+            self.shipped.difference_update(refusal.id for refusal in answer.refusals)
+
+    def _reply(self, question: Names | Nameless) -> None:
+        if isinstance(question, Names):
+            for directory in question.directories:
+                names = self.receiver.names(directory)
+                if names is not None:
+                    question.found[directory] = names
+        else:
+            question.found = self.receiver.nameless()
+        self.down.append(question)
 
     def _hear(self) -> None:
         if not self.down:
@@ -152,6 +167,9 @@ class Run:
         sender = self.sender
         if isinstance(heard, Answer):
             sender.outbox.applied(heard, sender.now)
+            return
+        if isinstance(heard, Names | Nameless):
+            sender.hear(heard)
             return
         sender.outbox.durable(heard, sender.now)
         for number in [number for number in self.wholes if number <= heard]:
@@ -170,12 +188,14 @@ class Run:
             node.stayed = True
 
     def _cut(self) -> None:
+        sender = self.sender
+        asked = [each for each in (*self.up, *self.down, *sender.questions) if isinstance(each, Names | Nameless)]
         self.up.clear()
         self.down.clear()
+        sender.questions.clear()
         self.wholes.clear()
         self.filling.clear()
-        self.sender.outbox.disconnected()
-        self.sender.pages.clear()
+        sender.disconnected(asked)
 
     def _kill(self) -> None:
         self.world.note("replica: killed")
@@ -189,7 +209,6 @@ class Run:
         self.shipped.clear()
         self.receiver.new_sender()
         self.sender = Sender(self.world, self.calls, checking=True)
-        self.learned = False
 
     def _events_lost(self) -> None:
         self.world.bytes.clear()
@@ -202,8 +221,9 @@ class Run:
         self.world.note("everything once")
         sender = self.sender
         sender.resolve()
-        self._drain()
+        sender.drain()
         sender.resolve()
+        sender.outbox.settle(sender.now, after=0)
         sender.start_reads(50)
         while sender.outcomes:
             sender.finish_read()
@@ -217,7 +237,7 @@ class Run:
     def _quiesce(self) -> None:
         for _ in range(QUIET_ROUNDS):
             self._round()
-            if self.sender.idle() and self.learned:
+            if self.sender.idle():
                 return
             self.sender.now += 20_000_000_000
         raise Fault(f"not in step after {QUIET_ROUNDS} quiet rounds")
@@ -273,6 +293,7 @@ _MIX = {
     "cut": 2,
     "kill": 1,
     "restart": 1,
+    "overflow": 1,
 }
 _EVENTS = list(_MIX)
 _WEIGHTS = [sum(list(_MIX.values())[: count + 1]) for count in range(len(_MIX))]
@@ -286,3 +307,28 @@ def explore(seeds: range, scope: Scope) -> tuple[int, BaseException] | None:
         except Exception as error:
             return seed, error
     return None
+
+
+def told(seed: int, scope: Scope, error: BaseException) -> str:
+    """A failed run, for a person: what happened, by all sides, and how it ended."""
+    trace: list[str] = []
+    try:
+        Run(seed, scope, trace).go()
+    except Exception as again:
+        error = again
+    shown = [line[:600] for line in trace[-120:]]
+    return "\n".join([*shown, f"seed {seed}, {scope}: {type(error).__name__}: {error}"])
+
+
+def main() -> None:
+    """python -m tests.model.explore FIRST COUNT: explore further seeds, and tell of the first that fails."""
+    first, count = int(sys.argv[1]), int(sys.argv[2])
+    with small_scale():
+        failed = explore(range(first, first + count), Scope())
+        if failed is not None:
+            sys.exit(told(failed[0], Scope(), failed[1]))
+    print(f"{count} runs from seed {first} on: all end in equality")
+
+
+if __name__ == "__main__":
+    main()

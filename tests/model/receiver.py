@@ -27,9 +27,21 @@ from replicator.mirror.steps import (
     Unlink,
     Write,
 )
-from replicator.model import Answer, Facts, FileId, InodeFact, Kind, Slot
+from replicator.model import Answer, Facts, FileId, InodeFact, Kind, Refusal, Slot
 from replicator.source.outbox import Payload
 from tests.model.disk import Disk, Inode
+
+
+def _places(step: Step) -> list[Slot]:
+    """The places outside limbo that a step names."""
+    match step:
+        case Rename(_, source, target) | Link(_, source, target) | Exchange(_, source, target):
+            named = [source, target]
+        case Unlink(_, place) | Rmdir(_, place):
+            named = [place]
+        case _:
+            named = []
+    return [place for place in named if place.parent != LIMBO]
 
 
 class Crash(Exception):
@@ -123,6 +135,8 @@ class Receiver:
         self.applied = 0
         self._note = note
         self.crashes = 0
+        self.refusing = 0.0
+        """How probable it is that a step fails: the disk is full, a file immutable."""
         self._rng = rng
         self._precious = precious
         self._committed = self.inventory.copy()
@@ -136,10 +150,20 @@ class Receiver:
         """Plan and take the steps; Crash before step `crash_at`, or within it."""
         plan: Plan = planner.plan(facts, self.inventory)
         self._intents += [(step, facts) for step in plan.steps]
+        refusals: dict[FileId, Refusal] = {}
         for number, step in enumerate(plan.steps):
             within = crash_at == number and self._rng.random() < 0.5
             if crash_at == number and not within:
                 raise Crash
+            if self.refusing and not self._possible(step, facts):
+                plan.looks.update(dict.fromkeys(_places(step)))
+                continue
+            if self.refusing and not isinstance(step, Stamp) and self._rng.random() < self.refusing:
+                self._refuse(step, facts, payload)
+                refusals[step.id] = Refusal(step.id, "no space left on device")
+                plan.needs[step.id] = None
+                plan.looks.update(dict.fromkeys(_places(step)))
+                continue
             self._execute(step, facts, payload)
             if within:
                 raise Crash
@@ -147,10 +171,23 @@ class Receiver:
             if isinstance(step, Create):
                 self._made[step.id] = self.inventory.inodes[step.id]
             self._check(step)
+        for dead in facts.dead:
+            if refusals and self.inventory.record(dead) is not None:
+                plan.needs[dead] = None  # what stood in its way was refused: say so, or nobody buries it
         self.applied = facts.epoch
         if plan.needs or plan.looks:
-            self._note(f"    needs {list(plan.needs)} looks {list(plan.looks)}")
-        return Answer(facts.epoch, tuple(plan.needs), tuple(plan.looks))
+            self._note(f"    needs {list(plan.needs)} looks {list(plan.looks)} refused {list(refusals)}")
+        return Answer(facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(refusals.values()))
+
+    def names(self, directory: FileId) -> list[bytes] | None:
+        """The names in a directory; None if it is not here."""
+        if self.inventory.record(directory) is None:
+            return None
+        return [name for name, _ in self.inventory.children(directory)]
+
+    def nameless(self) -> list[FileId]:
+        """What waits in limbo."""
+        return [id for _, id in self.inventory.children(LIMBO)]
 
     def commit(self) -> int:
         """All that is applied is durable; returns the last epoch."""
@@ -238,6 +275,39 @@ class Receiver:
                 record = self.inventory.record(id)
                 if record is not None and record.mtime_ns != -1:
                     self.inventory.inodes[id].mtime_ns = record.mtime_ns
+
+    def _possible(self, step: Step, facts: Facts) -> bool:
+        """Whether the names are as the step expects them, after others were refused."""
+        known = self.inventory
+        match step:
+            case Create(id):
+                return known.record(id) is None
+            case Rename(id, source, target) | Link(id, source, target):
+                free = target.parent == LIMBO or known.record(target.parent) is not None
+                return known.bound(source) == id and known.bound(target) is None and free
+            case Exchange(id, source, target, other):
+                return known.bound(source) == id and known.bound(target) == other
+            case Unlink(id, place, final):
+                return known.bound(place) == id and (final or len(known.places(id)) > 1)
+            case Rmdir(id, place):
+                return known.bound(place) == id and not known.children(id)
+            case Adorn(id, index):
+                record = known.record(id)
+                return record is not None and (facts.inodes[index].kind is not Kind.FILE or record.sound)
+            case Write(id) | Stamp(id):
+                return known.record(id) is not None
+
+    def _refuse(self, step: Step, facts: Facts, payload: Payload) -> None:
+        """What a step that fails halfway leaves behind."""
+        known = self.inventory
+        record = known.record(step.id)
+        if isinstance(step, Write) and record is not None:
+            fact = facts.inodes[step.fact]
+            if fact.lowest is not None:
+                self.disk.truncate(known.inodes[step.id], 0)
+            known.records[step.id] = replace(record, complete=False, suspect=True, mtime_ns=-1, ctime_ns=None)
+        elif isinstance(step, Adorn) and record is not None:
+            known.records[step.id] = replace(record, mtime_ns=-1, ctime_ns=None)
 
     def _fill(self, inode: Inode, fact: InodeFact, index: int, payload: Payload) -> None:
         if fact.lowest is not None and fact.lowest < len(inode.data):

@@ -9,19 +9,21 @@ from __future__ import annotations
 import errno
 import random
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
 import replicator.source.read as read_module
+from replicator.barrier import Barriers
 from replicator.model import END_OF_FILE, FileId, Kind, Slot
-from replicator.source.outbox import Flush, Outbox, Payload
+from replicator.source.outbox import Flush, Outbox
 from replicator.source.pages import PageHashes
 from replicator.source.read import Outcome, Reader
 from replicator.tree.handles import Stale
-from replicator.tree.resolver import Found
+from replicator.tree.resolver import Due, Found
 from tests.model.world import Node, World
 
 BLOCK = 2
@@ -128,6 +130,9 @@ class SourceCalls:
         """Such that a file counts as settled if every change of it was drained."""
         return self.drained + read_module.SETTLED_AFTER
 
+    def monotonic_ns(self) -> int:
+        return self.world.clock
+
     def monotonic(self) -> float:
         return 0.0
 
@@ -153,6 +158,21 @@ class _Current:
         return getattr(_Current.calls, name)
 
 
+@dataclass(slots=True)
+class Names:
+    """A question: which names are in these directories? And the answer."""
+
+    directories: tuple[FileId, ...]
+    found: dict[FileId, list[bytes]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Nameless:
+    """A question: which inodes have no name? And the answer."""
+
+    found: list[FileId] = field(default_factory=list)
+
+
 class Sender:
     """One instance of the sender: lives until its process ends."""
 
@@ -160,7 +180,12 @@ class Sender:
         _Current.calls = calls
         self.world = world
         self.calls = calls
-        self.outbox = Outbox(world.root, world.exclude)
+        self.outbox = Outbox(world.root, world.exclude, calls.time_ns)
+        self.barriers = Barriers(self.outbox.generations)
+        self.questions: list[Names | Nameless] = []
+        self.phase = "scanning"
+        self.turn = 0
+        self._comparing: dict[FileId, Due] = {}
         self.outbox.checking = checking
         self.pages = PageHashes()
         self.reader = Reader(cast(Any, calls), self.pages)
@@ -198,6 +223,14 @@ class Sender:
             if look.id is not None and index.is_member(look.id):
                 self.outbox.table.mark(look.id, self.now)
 
+    def looks_lost(self) -> None:
+        """The queue of looks overflowed: every name, and every inode's attributes, may have changed."""
+        index = self.outbox.index
+        for id in list(index.subtree(index.root)):
+            if index.is_directory(id):
+                self.outbox.resolver.list(id, self.now)
+        self.outbox.compare_all(self.now)
+
     # ---- the loop's other duties
 
     def resolve(self) -> None:
@@ -209,25 +242,79 @@ class Sender:
                 f" members {[id for id, _ in changes.members]} dead {[id for id, _ in changes.dead]}"
             )
         self.outbox.changed(changes)
-        if not self.outbox.resolver.complete and not self.outbox.resolver.workable:
+        if self.phase == "scanning" and not self.outbox.resolver.workable:
             self.outbox.resolver.complete = True
+            self.phase = "sending"
+            self._after_all(self._scanned)
 
     def drain(self) -> None:
         """Everything that was told so far is taken; then some time passes."""
         self.take_bytes(len(self.world.bytes))
         self.take_looks(len(self.world.looks))
         self.now += 50_000_000
+        self.world.clock += 1
         self.calls.drained = self.world.clock
+        self.turn += 1
+        ready = self.phase == "ready"
+        self.barriers.turn(0, self.turn, scanned=ready or self.phase == "sending", in_sync=ready)
 
-    def learn(self, slots: Sequence[Slot], ids: Sequence[FileId]) -> None:
-        """What the replica has, told once the first scan is complete and everything told until then was taken."""
+    def _after_all(self, passed: Callable[[], None]) -> None:
+        self.barriers.add(0, self.turn, passed, early=True)
+
+    # ---- what the replica has and the source has not
+
+    def _scanned(self) -> None:
         outbox = self.outbox
-        for slot in slots:
-            if outbox.index.is_member(slot.parent):
-                outbox.resolver.look(slot, self.now, force=True)
-        for id in ids:
-            if not outbox.index.is_member(id):
-                outbox._owe_whole(id, self.now, None)
+        if not outbox.checking:
+            self.phase = "ready"
+            return
+        for id in outbox.index.subtree(outbox.index.root):
+            if outbox.index.is_directory(id):
+                outbox.compare_names(id, self.now)
+        self._after_all(self._ask_nameless)
+
+    def ask_names(self) -> None:
+        if self._comparing or not self.outbox.unlisted or self.phase not in ("sending", "ready"):
+            return
+        self._comparing = self.outbox.take_unlisted(3)
+        if self._comparing:
+            self.questions.append(Names(tuple(self._comparing)))
+
+    def _ask_nameless(self) -> None:
+        self.questions.append(Nameless())
+
+    def hear(self, reply: Names | Nameless) -> None:
+        """What the receiver has, asked for in the stream of epochs."""
+        if isinstance(reply, Names):
+            compared, self._comparing = self._comparing, {}
+            for directory, names in reply.found.items():
+                known, due = self.outbox.index.children(directory), compared[directory]
+                for name in names:
+                    if name not in known:
+                        self.outbox.resolver.look(Slot(directory, name), self.now, due.generation, force=True)
+            for due in compared.values():
+                self.outbox.generations.release(due.generation)
+            return
+        dead = [id for id in reply.found if not self.outbox.index.is_member(id)]
+        for id in dead:
+            self.outbox.declare_dead(id, self.now)
+        if dead:
+            self._after_all(self._ask_nameless)
+        else:
+            self.outbox.checking = False
+            self.phase = "ready"
+
+    def disconnected(self, unanswered: Sequence[Names | Nameless]) -> None:
+        self.outbox.disconnected()
+        self.pages.clear()
+        for question in unanswered:
+            if isinstance(question, Names):
+                compared, self._comparing = self._comparing, {}
+                for id, due in compared.items():
+                    self.outbox.compare_names(id, due.since, due.generation)
+                    self.outbox.generations.release(due.generation)
+            else:
+                self.phase = "scanning"
 
     def start_reads(self, count: int) -> None:
         for flush in self.outbox.next_reads(self.now, count, big=6, big_items=1):
@@ -252,7 +339,5 @@ class Sender:
     def idle(self) -> bool:
         """Nothing is owed any more."""
         outbox = self.outbox
-        return not (self.outcomes or outbox.generations.owed or self.world.bytes or self.world.looks)
-
-    def compose(self) -> tuple[Any, Payload] | None:
-        return self.outbox.compose()
+        told = not (self.world.bytes or self.world.looks)
+        return told and self.phase == "ready" and not (self.outcomes or outbox.generations.owed)

@@ -154,6 +154,7 @@ class World:
             pairs.append(("rdev", have.st_rdev, wanted.rdev))
         names = os.listxattr(path, follow_symlinks=False)
         xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names}
+        xattrs = {name: value for name, value in xattrs.items() if not name.startswith(b"trusted.SGI_ACL_")}
         pairs.append(("xattrs", xattrs, dict(wanted.xattrs)))
         if kind is Kind.FILE:
             with open(path, "rb") as file:

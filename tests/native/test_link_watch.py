@@ -9,7 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from replicator.link import message as m
+from replicator.link.address import Address, resolve
+from replicator.link.connection import Connection, Party
+from replicator.link.transport import accept, connect, listen
 from replicator.link.watch import PathWatch, open_watch
+from replicator.model import FileId
 from tests.support.deadline import eventually
 from tests.support.namespaces import Cable, cable, call_inside
 
@@ -49,6 +54,30 @@ def test_a_mended_cable_is_noticed_and_a_cut_one_is_not(wire: Cable, watch: Path
     assert watch.changed() is False
     wire.mend()
     eventually(lambda: readable(watch) and watch.changed(), timeout=2)
+
+
+def test_a_connection_over_a_cut_cable_knows_that_it_is_stalled(wire: Cable) -> None:
+    listener = call_inside(wire.far, lambda: listen(Address(wire.far_address, 0)))
+    endpoint = resolve(Address(wire.far_address, listener.getsockname()[1]))[0]
+    sender = call_inside(wire.near, lambda: Connection(connect(endpoint), Party.SENDER))
+    accepted = eventually(lambda: accept(listener))
+    assert accepted is not None
+    receiver = Connection(accepted, Party.RECEIVER)
+    sender.say(m.Hello("source", FileId(0, 0, 2, 0), 1))
+    eventually(receiver.hear)
+    receiver.say(m.Welcome("replica", True))
+    eventually(sender.hear)
+    wire.cut()
+    assert not sender.stalled()
+    sender.say(m.Ping(1))
+    eventually(sender.stalled, timeout=5)
+    wire.mend()
+    # The kernel gets there too, in its own time.
+    eventually(lambda: receiver.hear() or (sender.hear() or not sender.stalled()), timeout=20)
+    for end in (sender, receiver):
+        end.close()
+    listener.close()
+    assert sender.stalled()
 
 
 def test_a_flood_that_the_buffer_cannot_hold_counts_as_a_change(wire: Cable, watch: PathWatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,13 @@ from tests.support import syscalls
 from tests.support.filesystems import filesystem, run
 from tests.support.operations import BLOCK, KIB, MIB, Operation, content, opened, operations, prepare
 from tests.support.replay import Replay
+from tests.support.storm import storm
 
 pytestmark = pytest.mark.native
 
 _FIDEDUPERANGE = 0xC0189436
+_ENCODED_WRITE = 0x40809440
+_ZLIB = 1
 _SLACK = 2 * BLOCK
 """Zeroed rests of blocks at the ends of a hole or of the file."""
 
@@ -57,6 +62,19 @@ def test_write_path(replay: Replay, place: Path, row: Operation) -> None:
         assert replay.follow(*place.iterdir()) <= allowed + born + _SLACK
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_random_changes(replay: Replay, place: Path, seed: int) -> None:
+    """Looked at after each change, and after several."""
+    scene = prepare(place)
+    replay.start(scene.file, scene.donor)
+    for turn, change in enumerate(storm(scene.file, scene.donor, "btrfs", seed, 250)):
+        if seed < 2 or turn % 7 == 0:
+            try:
+                replay.follow(scene.file)
+            except AssertionError as missed:
+                raise AssertionError(change) from missed
+
+
 def test_reads_and_writeback_tell_nothing(replay: Replay, place: Path) -> None:
     scene = prepare(place, 4 * MIB)
     os.sync()
@@ -77,14 +95,15 @@ def test_reads_and_writeback_tell_nothing(replay: Replay, place: Path) -> None:
     assert replay.of(scene.file) == []
 
 
-def _attribute(letter: str) -> Callable[[Path], None]:
-    return lambda path: (path.touch(), run("chattr", f"+{letter}", path))[0]
+def _make(path: Path, attribute: str) -> None:
+    path.touch()
+    run("chattr", f"+{attribute}", path)
 
 
 @pytest.mark.parametrize("letter", ["c", "C"], ids=["compressed", "nodatacow"])
 def test_written_with_attribute(replay: Replay, place: Path, letter: str) -> None:
     file = place / "file"
-    _attribute(letter)(file)
+    _make(file, letter)
     replay.start(file)
     with opened(file) as fd:
         os.pwrite(fd, b"abc" * 200_000, 0)
@@ -106,7 +125,7 @@ def test_written_with_attribute(replay: Replay, place: Path, letter: str) -> Non
 def test_direct_write_without_copy_on_write(replay: Replay, place: Path) -> None:
     """The one case in which btrfs writes past the page cache."""
     file = place / "file"
-    _attribute("C")(file)
+    _make(file, "C")
     file.write_bytes(content(MIB))
     os.sync()
     replay.start(file)
@@ -165,8 +184,28 @@ def test_store_again_after_writeback_is_told_again(replay: Replay, place: Path) 
             replay.records()
             mapping[300_000 + turn] = 65
             told = [record for record in replay.of(file) if record["kind"] == EventKind.FOLIO]
-            assert [(record["off"], record["len"]) for record in told] == [(299_008, BLOCK)]
+            assert {(record["off"], record["len"]) for record in told} == {(299_008, BLOCK)}
             assert all(record["flags"] & EventFlag.MAPPED for record in told)
+
+
+def test_encoded_write(replay: Replay, place: Path) -> None:
+    """As `btrfs receive` does: compressed extents straight into the file."""
+    file = place / "file"
+    file.write_bytes(content(512 * KIB))
+    os.sync()
+    replay.start(file)
+    plain = b"encoded " * (8 * KIB)
+    packed = zlib.compress(plain)
+    buffer = ctypes.create_string_buffer(packed, len(packed))
+    vector = struct.pack("=QQ", ctypes.addressof(buffer), len(packed))
+    vectors = ctypes.create_string_buffer(vector, len(vector))
+    order = struct.pack(
+        "=QQqQQQQII64x", ctypes.addressof(vectors), 1, 128 * KIB, 0, len(plain), len(plain), 0, _ZLIB, 0
+    )
+    with opened(file) as fd:
+        fcntl.ioctl(fd, _ENCODED_WRITE, order)
+    assert file.read_bytes()[128 * KIB : 192 * KIB] == plain
+    assert replay.follow(file) == len(plain)
 
 
 def test_clone_tells_nothing_of_its_dirty_source(replay: Replay, place: Path) -> None:
@@ -220,7 +259,7 @@ def test_discard_through_a_loop_device(replay: Replay, place: Path) -> None:
         with opened(Path(device)) as fd:
             os.pwrite(fd, content(BLOCK, 9), MIB)
             os.fsync(fd)
-        run("blkdiscard", "--force", "--offset", 2 * MIB, "--length", 64 * KIB, device)
+        run("blkdiscard", "--force", "--offset", str(2 * MIB), "--length", str(64 * KIB), device)
         assert replay.follow(image) <= 128 * KIB
     finally:
         run("losetup", "--detach", device)

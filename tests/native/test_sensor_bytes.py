@@ -47,6 +47,12 @@ def flush_mapping(fd: int) -> None:
     assert libc.sync_file_range(fd, ctypes.c_long(0), ctypes.c_long(0), SYNC_FILE_RANGE_ALL) == 0
 
 
+def look(fd: int) -> None:
+    """What the reader does before it reads: flush, and ask for the times."""
+    flush_mapping(fd)
+    os.stat(fd)
+
+
 @contextlib.contextmanager
 def mapping(fd: int) -> Iterator[mmap.mmap]:
     with mmap.mmap(fd, 0) as mapped:
@@ -271,17 +277,18 @@ def test_odd_mounts_see_stores_into_dirty_pages_after_a_look(odd: Traced) -> Non
         assert odd.records(fd).flagged(EventKind.WRITE, EventFlag.MAPPED)
         with mapping(fd) as mapped:
             for turn in range(3):
-                flush_mapping(fd)
-                os.stat(fd)
+                look(fd)
                 odd.records(fd)
                 mapped[400_100 + turn] = 1
                 assert odd.records(fd).covers(400_100 + turn, 1)
-                os.stat(fd)
                 os.pwrite(fd, b"w" * 10, 500_000)
-                os.stat(fd)
+                assert odd.records(fd).flagged(EventKind.WRITE, EventFlag.MAPPED)
+                look(fd)
+                os.pwrite(fd, b"w" * 10, 500_000)
                 odd.records(fd)
                 mapped[500_100] = turn
-                assert odd.records(fd).covers(500_100, 1)
+                records = odd.records(fd)
+                assert records.covers(500_100, 1), records
 
 
 def test_odd_mounts_see_writes(odd: Traced) -> None:

@@ -1,8 +1,8 @@
 """A replica kept from a sensor's records alone: what they do not tell, it lacks.
 
 Takes a mounted filesystem and a directory for the copies; attaches a sensor and, step by step, copies from each file
-just what its records point at, by the rules of the sender: cut to the lowest size, copy the ranges, set the size. Says
-how many bytes that took. Compares contents only; names are the tests' own affair.
+just what its records point at, by the rules of the sender: flush what is mapped, cut to the lowest size, copy the
+ranges, set the size. Says how many bytes that took. Compares contents only; names are the tests' own affair.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from replicator.capture.event import TO_THE_END, EventKind
+from replicator.capture.event import TO_THE_END, EventFlag, EventKind
 from replicator.capture.sensor import Filesystem
 from replicator.capture.tracepoint import TracepointSensor
 
@@ -40,6 +40,8 @@ class Claim:
     lowest: int | None
     ranges: list[tuple[int, int]]
     """(start, end), in order, not overlapping."""
+    mapped: bool = False
+    """Later stores are told only after a flush."""
 
 
 def claim(records: list[Record]) -> Claim:
@@ -60,7 +62,12 @@ def claim(records: list[Record]) -> Claim:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
             merged.append((start, end))
-    return Claim(any(record["kind"] == EventKind.WHOLE for record in records), lowest, merged)
+    return Claim(
+        any(record["kind"] == EventKind.WHOLE for record in records),
+        lowest,
+        merged,
+        any(record["flags"] & EventFlag.MAPPED for record in records),
+    )
 
 
 class Replay:
@@ -82,9 +89,8 @@ class Replay:
         """All that were submitted since the last call."""
         found: list[Record] = []
         while (events := self.sensor.drain(65536)) is not None:
-            names: tuple[str, ...] = events.dtype.names or ()
-            row: Any
-            found += [dict(zip(names, row, strict=True)) for row in events.tolist()]
+            rows: list[Any] = events.tolist()
+            found += [dict(zip(events.dtype.names or (), row, strict=True)) for row in rows]
             self.sensor.advance()
         losses = self.sensor.losses()
         assert not any(losses.values()), losses
@@ -125,6 +131,8 @@ class Replay:
         with path.open("rb") as source, self._copy(path).open("ab") as target:
             there, here = source.fileno(), os.open(self._copy(path), os.O_WRONLY)
             try:
+                if told.mapped:
+                    os.fdatasync(there)
                 size = os.fstat(there).st_size
                 if told.whole:
                     os.truncate(here, 0)

@@ -1,0 +1,69 @@
+"""Source, sender, network and replica in memory: tens of thousands of interleavings end in equality, and must."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.model.explore import Run, Scope, explore, told
+from tests.model.mutants import MUTANTS, Mutant
+from tests.model.sender import small_scale
+
+SCOPES = {
+    "common": (Scope(), 8000),
+    "one sender all the time": (Scope(restarts=False), 5000),
+    "restless": (Scope(actions=8, restless=0.12), 3000),
+    "long": (Scope(actions=60), 600),
+    "names excluded": (Scope(exclude=("c",)), 1500),
+    "paths excluded": (Scope(exclude=("/a/b", "b/c", "!c/b/c")), 1500),
+    "the replica refuses": (Scope(refusals=True), 2000),
+    "looks are lost": (Scope(overflows=True), 2000),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_scale() -> Iterator[None]:
+    with small_scale():
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCOPES)
+def test_every_interleaving_ends_in_equality_and_destroys_nothing_live(name: str) -> None:
+    scope, runs = SCOPES[name]
+    failed = explore(range(runs), scope)
+    if failed is not None:
+        seed, error = failed
+        pytest.fail(told(seed, scope, error), pytrace=False)
+
+
+def test_the_runs_are_of_substance() -> None:
+    """The exploration does meet what it is for: all kinds of steps, crashes, cuts, looks that merged."""
+    seen: dict[str, int] = {}
+    merged = crashes = 0
+    for seed in range(300):
+        trace: list[str] = []
+        run = Run(seed, Scope(), trace)
+        run.go()
+        merged += run.world.merged
+        crashes += run.receiver.crashes
+        for line in trace:
+            word = line.split("(")[0].strip()
+            seen[word] = seen.get(word, 0) + 1
+    for step in ("Create", "Rename", "Link", "Exchange", "Unlink", "Rmdir", "Write", "Adorn", "Stamp"):
+        assert seen.get(step, 0) > 10, f"{step} was taken {seen.get(step, 0)} times"
+    assert merged > 10
+    assert crashes > 10
+    assert seen["link or sender: cut"] > 10
+    assert seen["link or sender: restart"] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_broken_rule_is_found_out(mutant: Mutant) -> None:
+    with mutant.broken():
+        found = explore(range(6000), mutant.scope)
+    assert found is not None, f"nothing in 6000 runs shows that {mutant.name}"
+    seed, _ = found
+    assert explore(range(seed, seed + 1), mutant.scope) is None, "the same run ends well when the rule holds"

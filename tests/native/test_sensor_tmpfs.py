@@ -1,0 +1,267 @@
+"""The sensor on tmpfs: every write that leaves the kernel is told, with its place; stores through mappings once."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from replicator.capture.event import EventFlag, EventKind
+from tests.support import syscalls
+from tests.support.filesystems import filesystem, run, unmount
+from tests.support.operations import BLOCK, KIB, MIB, Operation, content, opened, operations, prepare
+from tests.support.replay import Replay
+from tests.support.storm import storm
+
+pytestmark = pytest.mark.native
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replay]:
+    directory = tmp_path_factory.mktemp("tmpfs")
+    with filesystem("tmpfs", directory) as point, Replay("tmpfs", point, directory / "copies") as replay:
+        yield replay
+
+
+@pytest.fixture
+def place(replay: Replay, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A directory of the test's own."""
+    path = replay.point / request.node.name.replace("/", "-")
+    path.mkdir()
+    yield path
+    run("rm", "-rf", path)
+    replay.records()
+
+
+def spans(replay: Replay, path: Path) -> list[tuple[int, int, int]]:
+    """Kind, offset and length of the new records of a file that are not about its attributes."""
+    return [
+        (record["kind"], record["off"], record["len"])
+        for record in replay.of(path)
+        if record["kind"] not in (EventKind.ATTR, EventKind.SIZE)
+    ]
+
+
+def test_every_hook_is_attached(replay: Replay) -> None:
+    missing = [item for item in replay.sensor.coverage() if item.family == "tmpfs" and not item.covered]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in operations if "tmpfs" in row.on and not row.mapped], ids=lambda row: row.name
+)
+def test_write_path(replay: Replay, place: Path, row: Operation) -> None:
+    scene = prepare(place, row.size)
+    replay.start(scene.file, scene.donor)
+    for allowed in row.steps(scene):
+        born = sum(path.stat().st_size for path in place.iterdir() if path.name == "new")
+        assert replay.follow(*place.iterdir()) <= allowed + born
+
+
+def test_a_single_write_is_told_to_the_byte(replay: Replay, place: Path) -> None:
+    file, donor = place / "file", place / "donor"
+    file.write_bytes(content(MIB))
+    donor.write_bytes(content(100 * KIB))
+    reader, writer = os.pipe()
+    os.write(writer, bytes(700))
+    told = EventKind.WRITE
+    with opened(file) as fd, opened(donor) as other:
+        replay.records()
+        os.pwrite(fd, b"x" * 10, 5_000_000_000)
+        assert spans(replay, file) == [(told, 5_000_000_000, 10)]
+        os.ftruncate(fd, MIB)
+        os.lseek(fd, 777, os.SEEK_SET)
+        os.writev(fd, [b"ab", b"cde"])
+        assert spans(replay, file) == [(told, 777, 5)]
+        os.pwritev(fd, [b"ab", b"cde"], 99, os.RWF_APPEND)
+        assert spans(replay, file) == [(told, MIB, 5)]
+        os.sendfile(fd, other, 0, 300)
+        assert spans(replay, file) == [(told, 782, 300)]
+        os.splice(reader, fd, 600, None, 3_000)
+        assert spans(replay, file) == [(told, 3_000, 600)]
+        os.splice(reader, fd, 100)
+        assert spans(replay, file) == [(told, 1_082, 100)]
+        os.copy_file_range(other, fd, 400, 0, 9_001)
+        assert spans(replay, file) == [(told, 9_001, 400)]
+        os.copy_file_range(other, fd, 400, 0)
+        assert spans(replay, file) == [(told, 1_182, 400)]
+    with opened(file, os.O_WRONLY | os.O_APPEND) as fd:
+        os.pwrite(fd, b"end", 0)
+        assert spans(replay, file) == [(told, MIB + 5, 3)]
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_changes(replay: Replay, place: Path, seed: int) -> None:
+    """Looked at after each change, and after several."""
+    scene = prepare(place)
+    replay.start(scene.file, scene.donor)
+    for turn, change in enumerate(storm(scene.file, scene.donor, "tmpfs", seed, 250)):
+        if seed < 2 or turn % 7 == 0:
+            try:
+                replay.follow(scene.file)
+            except AssertionError as missed:
+                raise AssertionError(change) from missed
+
+
+def test_reads_tell_nothing(replay: Replay, place: Path) -> None:
+    scene = prepare(place)
+    replay.records()
+    scene.file.read_bytes()
+    with opened(scene.file) as fd, opened(scene.donor) as other:
+        os.lseek(fd, 5, os.SEEK_SET)
+        os.copy_file_range(fd, other, 10, 0, 0)
+        os.fsync(fd)
+        with mmap.mmap(fd, MIB, prot=mmap.PROT_READ) as mapping:
+            assert len(mapping[:]) == MIB
+        with pytest.raises(OSError):
+            os.pwrite(fd, b"x", -1)
+    assert replay.of(scene.file) == []
+
+
+def test_lowest_size_is_exact(replay: Replay, place: Path) -> None:
+    file = place / "file"
+    file.write_bytes(content(MIB))
+    with opened(file) as fd:
+        for cut in (lambda size: os.truncate(file, size), lambda size: os.ftruncate(fd, size)):
+            replay.records()
+            for size in (300_001, 5_003, 900_000):
+                cut(size)
+            sizes = [record["off"] for record in replay.of(file) if record["kind"] == EventKind.SIZE]
+            assert min(sizes) == 5_003
+    os.close(os.open(file, os.O_WRONLY | os.O_TRUNC))
+    assert min(record["off"] for record in replay.of(file) if record["kind"] == EventKind.SIZE) == 0
+
+
+def test_growth_by_fallocate_is_told(replay: Replay, place: Path) -> None:
+    """It leaves the ctime alone."""
+    file = place / "file"
+    file.write_bytes(b"x")
+    replay.records()
+    with opened(file) as fd:
+        syscalls.fallocate(fd, 0, 0, 50_000)
+    assert 50_000 in {record["off"] for record in replay.of(file) if record["kind"] == EventKind.SIZE}
+
+
+def test_writer_and_seeker_on_one_descriptor(replay: Replay, place: Path) -> None:
+    """Wherever the bytes went, a record covers them."""
+    file = place / "file"
+    file.write_bytes(bytes(4 * MIB))
+    replay.start(file)
+    with opened(file) as fd:
+        stop = threading.Event()
+
+        def seek() -> None:
+            position = 0
+            while not stop.is_set():
+                position = (position + 12_289) % (3 * MIB)
+                os.lseek(fd, position, os.SEEK_SET)
+
+        seekers = [threading.Thread(target=seek) for _ in range(2)]
+        for thread in seekers:
+            thread.start()
+        for turn in range(3_000):
+            os.write(fd, bytes([turn % 255 + 1]) * 16)
+        stop.set()
+        for thread in seekers:
+            thread.join()
+    replay.follow(file)
+
+
+_COMPAT = r"""
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+int main(int argc, char **argv)
+{
+	char *low = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	int fd = open(argv[1], O_RDWR);
+	int done;
+
+	if (fd < 0 || low == MAP_FAILED)
+		return 2;
+	memset(low, 'c', 100);
+	/* write(2) of the 32-bit ABI */
+	__asm__ volatile("int $0x80" : "=a"(done) : "a"(4), "b"(fd), "c"(low), "d"(100) : "memory");
+	return done != 100;
+}
+"""
+
+
+def test_system_call_of_the_32_bit_abi(replay: Replay, place: Path, tmp_path: Path) -> None:
+    program = tmp_path / "compat"
+    subprocess.run(["gcc", "-x", "c", "-o", program, "-"], input=_COMPAT.encode(), check=True)
+    file = place / "file"
+    file.write_bytes(bytes(10_000))
+    replay.start(file)
+    run(program, file)
+    replay.follow(file)
+    assert file.read_bytes()[:100] == b"c" * 100
+
+
+def test_writes_of_a_loop_device(replay: Replay, place: Path) -> None:
+    """A kernel thread writes and punches; no system call tells."""
+    image = place / "image"
+    image.write_bytes(content(2 * MIB))
+    device = run("losetup", "--find", "--show", image).strip()
+    try:
+        replay.start(image)
+        with opened(Path(device)) as fd:
+            os.pwrite(fd, content(BLOCK, 9), MIB)
+            os.fsync(fd)
+        replay.follow(image)
+        run("blkdiscard", "--force", "--offset", str(MIB), "--length", str(64 * KIB), device)
+        replay.follow(image)
+    finally:
+        run("losetup", "--detach", device)
+
+
+def test_writes_through_an_overlay(replay: Replay, place: Path, tmp_path: Path) -> None:
+    """The descriptor is another filesystem's."""
+    lower, merged = tmp_path / "lower", tmp_path / "merged"
+    for path in (lower, merged, place / "upper", place / "work"):
+        path.mkdir()
+    file = place / "upper" / "file"
+    file.write_bytes(content(64 * KIB))
+    options = f"lowerdir={lower},upperdir={place / 'upper'},workdir={place / 'work'}"
+    run("mount", "-t", "overlay", "-o", options, "overlay", merged)
+    try:
+        replay.start(file)
+        for turn in range(20):
+            with opened(merged / "file") as fd:
+                os.pwrite(fd, bytes([turn + 1]) * 10, 5_000)
+            replay.follow(file)
+    finally:
+        unmount(merged)
+
+
+def test_first_store_through_a_mapping(replay: Replay, place: Path) -> None:
+    file, donor = place / "file", place / "donor"
+    file.touch()
+    donor.write_bytes(content(BLOCK))
+    with opened(file) as fd, opened(donor) as other:
+        os.ftruncate(fd, MIB)
+        with mmap.mmap(fd, 256 * KIB, offset=512 * KIB) as mapping:
+            replay.records()
+            mapping[100_000] = 1
+            assert spans(replay, file) == [(EventKind.FOLIO, 512 * KIB + 100_000 // BLOCK * BLOCK, BLOCK)]
+            os.preadv(other, [memoryview(mapping)[200_000:200_010]], 0)
+            assert spans(replay, file) == [(EventKind.FOLIO, 512 * KIB + 200_000 // BLOCK * BLOCK, BLOCK)]
+            os.pwrite(fd, b"x", 0)
+            told = [record for record in replay.of(file) if record["kind"] == EventKind.WRITE]
+            assert [record["flags"] & EventFlag.MAPPED for record in told] == [EventFlag.MAPPED]
+
+
+def test_a_private_mapping_tells_nothing(replay: Replay, place: Path) -> None:
+    file = place / "file"
+    file.write_bytes(content(MIB))
+    with opened(file) as fd, mmap.mmap(fd, MIB, flags=mmap.MAP_PRIVATE) as mapping:
+        replay.records()
+        mapping[300_000] = 1
+        assert replay.of(file) == []

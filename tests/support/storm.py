@@ -1,0 +1,76 @@
+"""Random changes of one file, in all the ways that a filesystem offers; the same ones for the same seed.
+
+Takes a file and a donor of at least 256 KiB; each turn of the generator has made one change and names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.support import syscalls
+from tests.support.operations import BLOCK, KIB, REFLINK, opened
+
+LIMIT = 2048 * KIB
+"""No change reaches further."""
+
+
+def storm(file: Path, donor: Path, fstype: str, seed: int, turns: int) -> Iterator[str]:
+    """Make `turns` changes."""
+    dice = random.Random(seed)
+    ways: list[Callable[[int, int, int], object]] = [
+        lambda fd, at, length: os.pwrite(fd, dice.randbytes(length), at),
+        lambda fd, at, length: (os.lseek(fd, at, os.SEEK_SET), os.write(fd, dice.randbytes(length))),
+        lambda fd, at, length: os.pwritev(fd, [dice.randbytes(length), b"tail"], at),
+        lambda fd, at, length: _append(file, dice.randbytes(length % 9_000)),
+        lambda fd, at, length: os.ftruncate(fd, at),
+        lambda fd, at, length: os.truncate(file, at),
+        lambda fd, at, length: syscalls.fallocate(fd, 0, at, length),
+        lambda fd, at, length: syscalls.fallocate(fd, syscalls.KEEP_SIZE, at, length),
+        lambda fd, at, length: syscalls.fallocate(fd, syscalls.PUNCH_HOLE | syscalls.KEEP_SIZE, at, length),
+        lambda fd, at, length: _copy(fd, donor, at, min(length, 100 * KIB)),
+        lambda fd, at, length: os.fsync(fd),
+    ]
+    if fstype != "tmpfs":
+        ways += [
+            lambda fd, at, length: syscalls.fallocate(fd, syscalls.ZERO_RANGE, at, length),
+            lambda fd, at, length: syscalls.fallocate(fd, syscalls.ZERO_RANGE | syscalls.KEEP_SIZE, at, length),
+            lambda fd, at, length: _store(fd, at, dice.randbytes(min(length, 9_000))),
+        ]
+    if fstype in REFLINK:
+        ways.append(lambda fd, at, length: _clone(fd, donor, at // BLOCK * BLOCK, (length // BLOCK or 1) * BLOCK))
+    with opened(file) as fd:
+        for turn in range(turns):
+            way = dice.randrange(len(ways))
+            at = dice.randrange(LIMIT - 256 * KIB)
+            length = dice.choice((1, 100, 4_095, 5_000, 60_000, dice.randrange(1, 200_000)))
+            ways[way](fd, at, length)
+            yield f"seed {seed}, turn {turn}: way {way} at {at}, {length} bytes"
+
+
+def _append(file: Path, data: bytes) -> None:
+    with opened(file, os.O_WRONLY | os.O_APPEND) as fd:
+        os.write(fd, data)
+
+
+def _copy(fd: int, donor: Path, at: int, length: int) -> None:
+    with opened(donor) as source:
+        os.copy_file_range(source, fd, length, at % (100 * KIB), at)
+
+
+def _clone(fd: int, donor: Path, at: int, length: int) -> None:
+    with opened(donor) as source:
+        syscalls.clone_range(fd, source, 0, min(length, 256 * KIB), at)
+
+
+def _store(fd: int, at: int, data: bytes) -> None:
+    size = os.fstat(fd).st_size
+    with contextlib.ExitStack() as stack:
+        if at + len(data) > size:
+            return
+        mapping = stack.enter_context(mmap.mmap(fd, size))
+        mapping[at : at + len(data)] = data

@@ -1,0 +1,76 @@
+"""Changes that a read has seen already are not owed twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from replicator.dirty.generations import Generations
+from replicator.dirty.ranges import RangeSet
+from replicator.dirty.table import DirtyTable, Owed
+from replicator.model import FileId
+
+FILE = FileId(0, 0, 12, 1)
+READ = 50
+
+
+@pytest.fixture
+def flush_and_table() -> tuple[Owed, DirtyTable]:
+    table = DirtyTable(Generations())
+    table.mark(FILE, 10)
+    return table.take(FILE), table
+
+
+def test_what_was_changed_before_the_read_is_owed_by_the_flush(flush_and_table: tuple[Owed, DirtyTable]) -> None:
+    flush, table = flush_and_table
+    table.mark(FILE, 40).ranges.add(0, 100)
+    table.seen(flush, READ, [(0, 200)], all_read=True)
+    assert FILE not in table
+    assert table.generations.owed == 1
+
+
+def test_what_was_changed_after_the_read_stays_owed(flush_and_table: tuple[Owed, DirtyTable]) -> None:
+    flush, table = flush_and_table
+    table.mark(FILE, 40).ranges.add(0, 100)
+    table.mark(FILE, READ + 1)
+    table.seen(flush, READ, [(0, 200)], all_read=True)
+    owed = table.get(FILE)
+    assert owed is not None
+    assert owed.ranges == RangeSet([(0, 100)])
+
+
+def test_only_what_was_sent_is_let_go(flush_and_table: tuple[Owed, DirtyTable]) -> None:
+    flush, table = flush_and_table
+    table.mark(FILE, 40).ranges.add(0, 100)
+    table.seen(flush, READ, [(0, 60)], all_read=True)
+    owed = table.get(FILE)
+    assert owed is not None
+    assert owed.ranges == RangeSet([(60, 100)])
+
+
+def test_a_slice_leaves_the_attributes_owed(flush_and_table: tuple[Owed, DirtyTable]) -> None:
+    flush, table = flush_and_table
+    table.mark(FILE, 40).ranges.add(0, 100)
+    table.seen(flush, READ, [(0, 100)], all_read=False)
+    owed = table.get(FILE)
+    assert owed is not None
+    assert not owed.ranges
+
+
+@pytest.mark.parametrize("why", ["mapped", "lowest", "whole", "check", "folio"])
+def test_what_the_read_cannot_vouch_for_stays_owed(flush_and_table: tuple[Owed, DirtyTable], why: str) -> None:
+    flush, table = flush_and_table
+    owed = table.mark(FILE, 40)
+    owed.ranges.add(0, 100)
+    match why:
+        case "mapped":
+            owed.mapped = True
+        case "lowest":
+            owed.lower(10)
+        case "whole":
+            owed.mark_whole()
+        case "check":
+            owed.check = True
+        case "folio":
+            owed.folios.add(0, 4096)
+    table.seen(flush, READ, [(0, 200)], all_read=True)
+    assert FILE in table
