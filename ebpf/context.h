@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
  * In which system call is the current task? Only used to report less, or more exactly: whatever is not known for sure
- * (kernel threads, users of io_uring, 32-bit tasks, a task that dumps core, other processors) is RSYNCFS_CALL_UNKNOWN, and hooks then
- * report the wider of what it may be.
+ * (kernel threads, users of io_uring, 32-bit tasks, a task that dumps core, other processors) is RSYNCFS_CALL_UNKNOWN,
+ * and hooks then report the wider of what it may be.
  */
 #ifndef RSYNCFS_CONTEXT_H
 #define RSYNCFS_CONTEXT_H
@@ -25,23 +25,28 @@ static __always_inline bool rsyncfs_memoryless(void)
 
 #if defined(__x86_64__) && HAS_FIELD(pt_regs, orig_ax) && HAS_FIELD(thread_info, status)
 
-/* The number of the system call, or one of the two above. */
-static __always_inline long rsyncfs_call(void)
+/* The number of the system call that the task entered last, or one of the two above. */
+static __always_inline long rsyncfs_entered(void)
 {
 	void *task = (void *)bpf_get_current_task();
-	void *regs;
 
-	if (rsyncfs_task_flags() & (RSYNCFS_PF_KTHREAD | RSYNCFS_PF_DUMPCORE | RSYNCFS_PF_IO_WORKER | RSYNCFS_PF_USER_WORKER))
+	if (FIELD(task_struct, flags, task) &
+	    (RSYNCFS_PF_KTHREAD | RSYNCFS_PF_DUMPCORE | RSYNCFS_PF_IO_WORKER | RSYNCFS_PF_USER_WORKER))
 		return RSYNCFS_CALL_UNKNOWN;
-#if HAS_FIELD(task_struct, io_uring)
-	/* io_uring goes on with its requests at the end of any system call */
-	if (FIELD(task_struct, io_uring, task))
-		return RSYNCFS_CALL_UNKNOWN;
-#endif
 	if (FIELD(thread_info, status, ADDRESS(task_struct, thread_info, task)) & RSYNCFS_TS_COMPAT)
 		return RSYNCFS_CALL_UNKNOWN;
-	regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	return FIELD(pt_regs, orig_ax, regs);
+	return FIELD(pt_regs, orig_ax, bpf_task_pt_regs(bpf_get_current_task_btf()));
+}
+
+/* The number of the system call that the task is in, or one of the two above. */
+static __always_inline long rsyncfs_call(void)
+{
+#if HAS_FIELD(task_struct, io_uring)
+	/* io_uring goes on with its requests at the end of any system call */
+	if (FIELD(task_struct, io_uring, (void *)bpf_get_current_task()))
+		return RSYNCFS_CALL_UNKNOWN;
+#endif
+	return rsyncfs_entered();
 }
 
 /* A data hook of the filesystem reports what these write, and they cannot store into a mapped file. */
@@ -55,7 +60,8 @@ static __always_inline bool rsyncfs_call_writes(long call)
 /* These cannot set a file's size, but by writing; nor can a fault. */
 static __always_inline bool rsyncfs_call_keeps_size(long call)
 {
-	return call == RSYNCFS_CALL_FAULT || call == 1 || call == 18 || call == 20 || call == 296 || call == 328 || call == 40 || call == 275 ||
+	return call == RSYNCFS_CALL_FAULT || call == 1 || call == 18 || call == 20 || call == 296 || call == 328 ||
+	       call == 40 || call == 275 /* the writing ones */ ||
 	       (call >= 90 && call <= 94) /* chmod to lchown */ || call == 268 /* fchmodat */ ||
 	       call == 452 /* fchmodat2 */ || call == 260 /* fchownat */ || call == 132 /* utime */ ||
 	       call == 235 /* utimes */ || call == 261 /* futimesat */ || call == 280 /* utimensat */ ||
@@ -65,12 +71,12 @@ static __always_inline bool rsyncfs_call_keeps_size(long call)
 	       call == 316 /* renameat2 */;
 }
 
-/* The arguments of fallocate(2), if that is where the task is. */
+/* The arguments of fallocate(2), if that is where the task is. (io_uring leaves its own to workers.) */
 static __always_inline bool rsyncfs_fallocate(u64 *offset, u64 *length)
 {
 	void *regs;
 
-	if (rsyncfs_call() != 285)
+	if (rsyncfs_entered() != 285)
 		return false;
 	regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
 	*offset = FIELD(pt_regs, dx, regs);

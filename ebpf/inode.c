@@ -33,7 +33,9 @@ static __always_inline int ctime_set(void *inode)
 		call = rsyncfs_call();
 		if (!rsyncfs_call_keeps_size(call))
 			kind = RSYNCFS_SIZE;
-		if (subject.blind && (kind == RSYNCFS_SIZE || call == RSYNCFS_CALL_FAULT) && rsyncfs_mapped(FIELD(inode, i_mapping, inode)))
+		/* the one sign of a store into a page that was dirty already: who looked at the times sees the next */
+		if (subject.blind && (kind == RSYNCFS_SIZE || call == RSYNCFS_CALL_FAULT) &&
+		    rsyncfs_mapped(FIELD(inode, i_mapping, inode)))
 			rsyncfs_emit(&subject, RSYNCFS_FOLIO, 0, 0, ~0ULL);
 	}
 	rsyncfs_emit(&subject, kind, RSYNCFS_F_BEFORE, size, 0);

@@ -426,14 +426,16 @@ HOOK(tmpfs, sys_enter, struct pt_regs *, long int)
 	    bpf_probe_read_user(&call.offset, sizeof(call.offset), (void *)plan.offset))
 		call.offset = TMPFS_UNKNOWN;
 	if (plan.way == TMPFS_OWN || tmpfs_jumping(plan.way)) {
-		call.offset = FIELD(file, f_pos, call.file);
 		jumps = tmpfs_jumps_of(call.file);
 		if (!jumps)
 			return 0;
 		if (tmpfs_jumping(plan.way))
 			__sync_fetch_and_add(&jumps->begun, 1);
-		call.jumps = jumps->begun;
-		if (call.jumps - jumps->ended != (tmpfs_jumping(plan.way) ? 1 : 0))
+		/* the count before the position: a jump between the two is seen at the exit */
+		call.jumps = *(volatile u32 *)&jumps->begun;
+		if (call.jumps - *(volatile u32 *)&jumps->ended == (tmpfs_jumping(plan.way) ? 1 : 0))
+			call.offset = FIELD(file, f_pos, call.file);
+		else
 			call.offset = TMPFS_UNKNOWN; /* a jump is under way */
 	}
 	tmpfs_calls.update(&thread, &call);
@@ -450,7 +452,7 @@ static __always_inline void tmpfs_written(struct tmpfs_plan *plan, struct tmpfs_
 	if (plan->way == TMPFS_OWN || plan->way == TMPFS_COPY) {
 		jumps = tmpfs_jumps_of(call->file);
 		position = FIELD(file, f_pos, call->file);
-		if (!jumps || jumps->begun != call->jumps)
+		if (!jumps || *(volatile u32 *)&jumps->begun != call->jumps)
 			call->offset = TMPFS_UNKNOWN;
 	} else if (plan->way == TMPFS_POINTER) {
 		if (bpf_probe_read_user(&position, sizeof(position), (void *)plan->offset) ||
@@ -670,7 +672,8 @@ static __always_inline int tmpfs_touched(void *inode)
 #endif
 	if (!requests && call == RSYNCFS_CALL_UNKNOWN && tmpfs_compat() && tmpfs_calls.lookup(&thread))
 		return 0;
-	if (!requests && call != RSYNCFS_CALL_UNKNOWN && (!rsyncfs_call_writes(call) || tmpfs_calls.lookup(&thread)))
+	if (!requests && call != RSYNCFS_CALL_UNKNOWN &&
+	    (!rsyncfs_call_writes(call) || tmpfs_calls.lookup(&thread)))
 		return 0;
 	if (!rsyncfs_watched_file(inode, RSYNCFS_TMPFS, &subject))
 		return 0;

@@ -37,9 +37,7 @@ def merge(records: Events, table: DirtyTable, is_member: Callable[[FileId], bool
             continue
         group = batch[first:last]
         taken += last - first
-        owed = table.mark(id, int(group["ts"].min()))
-        owed.latest = max(owed.latest, int(group["ts"].max()))
-        _mark(owed, group)
+        _mark(table.mark(id, int(group["ts"].min()), complete=True), group)
     return taken
 
 
@@ -48,6 +46,9 @@ def _mark(owed: Owed, group: Events) -> None:
     owed.mapped |= bool(flags & EventFlag.MAPPED)
     owed.holes |= bool(flags & EventFlag.HOLES)
     kinds = group["kind"]
+    complete = (kinds == EventKind.WRITE) & (group["flags"] & EventFlag.BEFORE == 0)
+    owed.written = max(owed.written, int(group["ts"][complete].max(initial=0)))
+    owed.changed = max(owed.changed, int(group["ts"][~complete].max(initial=0)))
     present = set(np.unique(kinds).tolist())
     if EventKind.WHOLE in present:
         owed.mark_whole()

@@ -24,8 +24,10 @@ class Owed:
     """The oldest change's generation; this holds one token of it."""
     since: int
     """The oldest change's time, CLOCK_MONOTONIC in ns."""
-    latest: int = 0
-    """The newest change's time, as `since`."""
+    changed: int = 0
+    """The time, as `since`, of the newest change that may not have been complete at that time."""
+    written: int = 0
+    """The time of the newest record of bytes that were in the file at that time."""
     ranges: RangeSet = field(default_factory=RangeSet)
     folios: RangeSet = field(default_factory=RangeSet)
     """Ranges of mapped folios, of which perhaps only single pages changed."""
@@ -44,7 +46,8 @@ class Owed:
     def absorb(self, other: Owed) -> None:
         """Unite with another of the same inode; neither's token is touched."""
         self.since = min(self.since, other.since)
-        self.latest = max(self.latest, other.latest)
+        self.changed = max(self.changed, other.changed)
+        self.written = max(self.written, other.written)
         self.ranges.update(other.ranges)
         self.folios.update(other.folios)
         if other.lowest is not None:
@@ -81,19 +84,20 @@ class DirtyTable:
         self.watched: set[FileId] = set()
         """Whoever wants to know what changes puts ids here; they vanish when they are marked."""
 
-    def mark(self, id: FileId, now: int, generation: int | None = None) -> Owed:
+    def mark(self, id: FileId, now: int, generation: int | None = None, *, complete: bool = False) -> Owed:
         """The entry of `id`, made if there was none; its attributes are owed from here on.
 
-        `now` as `Owed.since`; `generation` is that of what led here, if it is older than the current one.
+        `now` as `Owed.since`; `generation` is that of what led here, if it is older than the current one. Unless
+        `complete` the change at `now` may be under way still; otherwise the caller keeps `written` and `changed` then.
         """
         if self.watched:
             self.watched.discard(id)
         entry = self._entries.get(id)
         if entry is None:
-            entry = self._entries[id] = Owed(id, self.generations.hold(generation), now, now)
-            return entry
+            entry = self._entries[id] = Owed(id, self.generations.hold(generation), now)
+        if not complete:
+            entry.changed = max(entry.changed, now)
         entry.since = min(entry.since, now)
-        entry.latest = max(entry.latest, now)
         if generation is not None and generation < entry.generation:
             entry.generation = self.generations.merge(entry.generation, self.generations.hold(generation))
         return entry
@@ -111,14 +115,16 @@ class DirtyTable:
         entry.generation = self.generations.merge(entry.generation, owed.generation)
         entry.absorb(owed)
 
-    def seen(self, owed: Owed, at: int, sent: list[tuple[int, int]], *, all_read: bool) -> None:
-        """The inode's flush `owed` was read after waiting, from time `at` on, for everybody who was changing it.
+    def seen(self, owed: Owed, waited: int, read: int, sent: list[tuple[int, int]], *, all_read: bool) -> None:
+        """The flush `owed` was read from time `read` on, after waiting from `waited` on for the inode's lock.
 
-        What is owed since then, but was changed before, was in what was read, as far as that was sent: it is owed no
-        more, or rather by that flush. `all_read`: the flush ends with this read, and so carries the attributes too.
+        What is owed since, but was changed before, was in what was read, as far as that was sent: it is owed no more,
+        or rather by that flush. `all_read`: the flush ends with this read, and so carries the attributes too.
         """
         entry = self._entries.get(owed.id)
-        if entry is None or entry.latest > at or entry.whole or entry.check or entry.mapped or owed.mapped:
+        if entry is None or entry.written > read or entry.changed > waited:
+            return
+        if entry.whole or entry.check or entry.mapped or owed.mapped:
             return
         for start, end in sent:
             entry.ranges.remove(start, end)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sqlite3
 from dataclasses import replace
 
 from replicator.mirror import attributes
@@ -61,12 +62,21 @@ class Executor:
         while made < len(plan.steps) and isinstance(plan.steps[made], Create):
             self._guarded(run, plan.steps[made])
             made += 1
-        if plan.steps:
-            self._intents.append(self._intent(run))
+        try:
+            if plan.steps:
+                self._intents.append(self._intent(run))
+        except OSError as error:
+            for step in plan.steps[made:]:
+                self._refuse(run, step, f"intent log: {error.strerror}")
+            return self._answer(run)
         for step in plan.steps[made:]:
             self._guarded(run, step)
         self._restore_root()
-        return Answer(facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(run.refusals.values()))
+        return self._answer(run)
+
+    def _answer(self, run: _Run) -> Answer:
+        plan = run.plan
+        return Answer(run.facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(run.refusals.values()))
 
     def verify_bound(self, slot: Slot, id: FileId, plan_needs: dict[FileId, None], looks: dict[Slot, None]) -> None:
         """A name that the inventory has already: if the disk has not, forget it, so that it is made again."""
@@ -87,6 +97,8 @@ class Executor:
                 self._limbo.ensure(wanted)
             except OSError as error:
                 run.limbo_error = error
+            except sqlite3.OperationalError as error:
+                run.limbo_error = OSError(errno.ENOSPC, f"inventory: {error}")
 
     def _intent(self, run: _Run) -> Intent:
         intent = Intent(run.facts.epoch)
@@ -116,10 +128,12 @@ class Executor:
                 plan.needs[step.id] = None
             self._look_again(run, step)
         except OSError as error:
-            reason = f"{type(step).__name__.lower()}: {error.strerror or error}"
-            run.refusals.setdefault(step.id, Refusal(step.id, reason))
-            plan.needs[step.id] = None
-            self._look_again(run, step)
+            self._refuse(run, step, f"{type(step).__name__.lower()}: {error.strerror or error}")
+
+    def _refuse(self, run: _Run, step: Step, reason: str) -> None:
+        run.refusals.setdefault(step.id, Refusal(step.id, reason))
+        run.plan.needs[step.id] = None
+        self._look_again(run, step)
 
     def _look_again(self, run: _Run, step: Step) -> None:
         for place in places_of(step):
@@ -212,12 +226,9 @@ class Executor:
 
     def _restore_root(self) -> None:
         if self._limbo.touched_root:
-            self._limbo.touched_root = False
-            try:
+            with contextlib.suppress(OSError):  # and again after the next epoch
                 self.stamp(self._inventory.root)
-            except OSError as error:
-                if error.errno not in (errno.EROFS, errno.EIO, errno.EPERM):
-                    raise
+                self._limbo.touched_root = False
 
     def _astray(self, error: AstrayError, needs: dict[FileId, None], looks: dict[Slot, None]) -> None:
         """Forget the names under which a known inode is not, and the inode if no name is left; ask for it again."""

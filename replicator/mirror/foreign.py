@@ -6,6 +6,7 @@ if it is nowhere it should be, waits in limbo; everything else goes, directories
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -47,7 +48,13 @@ class Foreign:
 
     def purge_place(self, place: Slot) -> None:
         """The same for a place."""
-        self.purge(self._ground.directory(place.parent), place.name)
+        fd = os.dup(self._ground.directory(place.parent))
+        try:
+            self.purge(fd, place.name)
+        except RecursionError:
+            raise OSError(errno.ELOOP, "a foreign directory is too deep to be removed: remove it by hand") from None
+        finally:
+            os.close(fd)
 
     def empty(self, directory: FileId) -> None:
         """Purge whatever is in a directory of which no name is known any more."""

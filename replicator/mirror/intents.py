@@ -1,12 +1,13 @@
 """The intent log: what an epoch is about to touch, written before it does.
 
 One JSON line an epoch, appended by a single write and not synced: it need survive the death of the process, not of the
-machine (after that everything is looked at). Two files: lines of the epochs that are being made durable lie in the
-older one, which goes when they are. An incomplete last line is one whose epoch took no step.
+machine (after that everything is looked at). Numbered files: each durable cycle begins a new one and removes the older
+ones when it is done. An incomplete last line is one whose epoch took no step.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,11 +31,12 @@ class Intent:
 
 
 class IntentLog:
-    """Appends, turns over, reads back. OSError if the state directory fails."""
+    """Appends, turns over, reads back. OSError if the state directory fails; it can go on after that."""
 
     def __init__(self, directory: Path) -> None:
-        self._new, self._old = directory / "intents", directory / "intents.old"
-        self._fd = os.open(self._new, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._directory = directory
+        self._number = max(self._numbers(), default=0)
+        self._fd = self._open(self._number)
 
     def append(self, intent: Intent) -> None:
         """Write one intent."""
@@ -47,23 +49,24 @@ class IntentLog:
             },
             option=orjson.OPT_APPEND_NEWLINE,
         )
-        if os.write(self._fd, line) != len(line):
-            raise OSError(28, "intent log: short write", str(self._new))
+        written = os.write(self._fd, line)
+        if written != len(line):
+            # Half a line would swallow the next one.
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path(self._number)))
 
     def turn(self) -> None:
-        """What was appended so far becomes the older file. An older file that is still there keeps its lines."""
+        """What is appended from now on goes to a new file, which `settle` spares."""
+        fd = self._open(self._number + 1)
         os.close(self._fd)
-        if self._old.exists():
-            with self._old.open("ab") as old:
-                old.write(b"\n" + self._new.read_bytes())
-            self._new.unlink()
-        else:
-            self._new.rename(self._old)
-        self._fd = os.open(self._new, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = fd
+        self._number += 1
 
     def settle(self) -> None:
-        """The epochs of the older file are durable."""
-        self._old.unlink(missing_ok=True)
+        """The epochs of all but the newest file are durable."""
+        for number in self._numbers():
+            if number < self._number:
+                self._path(number).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Nothing is open any more."""
@@ -73,14 +76,22 @@ class IntentLog:
     def read(self) -> list[Intent]:
         """All intents of epochs that are not durable, in order."""
         found: list[Intent] = []
-        for path in (self._old, self._new):
-            if path.exists():
-                found.extend(_parse(path.read_bytes().split(b"\n")))
+        for number in self._numbers():
+            found.extend(_parse(self._path(number).read_bytes().split(b"\n")))
         return found
 
     def close(self) -> None:
         """Leaves the files as they are."""
         os.close(self._fd)
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"intents.{number}"
+
+    def _numbers(self) -> list[int]:
+        return sorted(int(path.suffix[1:]) for path in self._directory.glob("intents.*") if path.suffix[1:].isdigit())
+
+    def _open(self, number: int) -> int:
+        return os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def _parse(lines: Iterable[bytes]) -> Iterable[Intent]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -24,6 +25,7 @@ from typing import NamedTuple
 
 import xxhash
 
+from replicator import syscalls
 from replicator.errors import EnvironmentFault, RefusedError, RemoteError
 from replicator.mirror import attributes, root
 from replicator.mirror.adopt import adopt
@@ -67,8 +69,11 @@ class Entry(NamedTuple):
 class Mirror:
     """See the module. Made by `open` only."""
 
-    def __init__(self, path: Path, inventory: Inventory, ground: Ground, intents: IntentLog, state_fd: int) -> None:
+    def __init__(
+        self, path: Path, state: Path, inventory: Inventory, ground: Ground, intents: IntentLog, state_fd: int
+    ) -> None:
         self._path = path
+        self._state = state
         self._inventory = inventory
         self._ground = ground
         self._intents = intents
@@ -87,6 +92,8 @@ class Mirror:
         self.durable_epoch = int(inventory.meta("durable_epoch") or 0)
         self.applied_epoch = self.durable_epoch
         self.open_epoch: int | None = None
+        self.trouble: str | None = None
+        """Why the last finish_sync made nothing durable; None if it did."""
 
     @classmethod
     def open(cls, path: Path, state: Path, adopt: bool) -> Mirror:
@@ -120,7 +127,7 @@ class Mirror:
                     )
                 inventory.clear(root=key, replica=str(uuid.uuid4()), boot=_boot(), clean="1")
                 intents.clear()
-            mirror = cls(path, inventory, Ground(fd, inventory), intents, state_fd)
+            mirror = cls(path, state, inventory, Ground(fd, inventory), intents, state_fd)
             mirror._recover()
         except BaseException:
             intents.close()
@@ -177,14 +184,16 @@ class Mirror:
         """Begin to make everything applied so far durable. Only one at a time."""
         assert self._syncing is None
         self._inventory.freeze()
-        self._intents.turn()
+        with contextlib.suppress(OSError):  # then the lines stay a cycle longer, which only costs a recovery some looks
+            self._intents.turn()
         self._syncing = SyncJob(self._ground.root_fd, self.instance, self.applied_epoch)
         return self._syncing
 
     def finish_sync(self, job: SyncJob) -> int:
         """End what start_sync began, after `job()` has returned: set times, commit. The last durable epoch.
 
-        If the disk failed, that is as it was before; what may have been lost is asked for in the next answer.
+        If the disk failed, that is as it was before, and `trouble` says why; what may have been lost is asked for in
+        the next answer.
         """
         assert job is self._syncing
         self._syncing = None
@@ -195,6 +204,7 @@ class Mirror:
                     self._inventory.put(id, Record(record.kind, record.size, complete=False, suspect=True))
                     self._owed_needs[id] = None
             self._inventory.thaw()
+            self.trouble = f"{self._path} cannot be synced: {job.error.strerror}"
             return self.durable_epoch
         self._set_times()
         self._executor.rest()
@@ -202,9 +212,11 @@ class Mirror:
         epoch = job.epoch if current else self.durable_epoch
         try:
             self._inventory.commit(durable_epoch=str(epoch))
-        except Exception:
+        except sqlite3.OperationalError as error:
             self._inventory.thaw()
-            raise
+            self.trouble = f"the inventory in {self._state} cannot be written: {error}"
+            return self.durable_epoch
+        self.trouble = None
         self._intents.settle()
         self.durable_epoch = epoch
         if self.open_epoch is not None and current and self.open_epoch <= epoch:
@@ -317,13 +329,13 @@ class Mirror:
 
     def _set_times(self) -> None:
         for id, mtime_ns in self._inventory.times():
-            try:
-                fd = self._ground.open(id, os.O_PATH)
-            except (OSError, AstrayError, KeyError):
-                continue
-            with contextlib.suppress(OSError):
-                attributes.set_time(fd, mtime_ns)
-            os.close(fd)
+            # What is not where it was is asked for when the next fact about it comes.
+            with contextlib.suppress(OSError, AstrayError):
+                for place in self._inventory.places(id):
+                    if self._ground.holds(place, id):
+                        fd = self._ground.directory(place.parent)
+                        syscalls.utimens(fd, place.name, None, mtime_ns, syscalls.AT_SYMLINK_NOFOLLOW)
+                        break
 
     def _open(self, id: FileId, flags: int) -> int:
         if id == LIMBO:

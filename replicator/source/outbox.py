@@ -59,8 +59,10 @@ class Part:
     flush: Flush
     fact: InodeFact
     data: list[tuple[int, bytes]]
-    at: int = 0
-    """Everything that changed the inode before this time (CLOCK_MONOTONIC, ns) was waited for before the read."""
+    waited: int = 0
+    """The time (CLOCK_MONOTONIC, ns) from which on the inode's lock was waited for."""
+    read: int = 0
+    """The time from which on it was read."""
     sent: list[tuple[int, int]] = field(default_factory=list)
     """Ranges [start, end) that it carries, as bytes or holes, as they were then."""
 
@@ -247,7 +249,9 @@ class Outbox:
         if not self.index.is_member(part.flush.owed.id):
             self.gone(part.flush)
         elif self.current(part.flush):
-            self.table.seen(part.flush.owed, part.at, part.sent, all_read=not part.fact.partial)
+            self.table.seen(
+                part.flush.owed, part.waited, part.read, part.sent, all_read=not part.fact.partial
+            )
             self._parts.append(part)
 
     @property

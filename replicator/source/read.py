@@ -73,7 +73,7 @@ class Reader:
         return outcome
 
     def _read(self, fd: int, flush: Flush, outcome: Outcome) -> None:
-        at = time.monotonic_ns()
+        waited = time.monotonic_ns()
         status = os.fstat(fd)
         kind = kind_of(status.st_mode)
         owed = flush.owed
@@ -81,7 +81,8 @@ class Reader:
             self._wait_for_lock(fd, status.st_size)
             if owed.mapped and flush.left is None:
                 self._write_out(fd, flush, outcome)
-            status = os.fstat(fd)
+        read = time.monotonic_ns()
+        status = os.fstat(fd)
         if status.st_nlink == 0:
             outcome.gone = True
             return
@@ -108,7 +109,7 @@ class Reader:
             holes=tuple(holes),
         )
         covered = [(extent.offset, extent.end) for extent in (*fact.data, *fact.holes)]
-        outcome.part = Part(flush, fact, data, at, covered)
+        outcome.part = Part(flush, fact, data, waited, read, covered)
 
     def _wait_for_lock(self, fd: int, size: int) -> None:
         """Wait until whoever changes the file has let go of the inode's lock."""

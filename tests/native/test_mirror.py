@@ -106,7 +106,7 @@ def test_attributes_change_alone(pair: Pair) -> None:
         {"xattrs": {b"system.posix_acl_access": ACL}, "mode": 0o640},
         {"xattrs": {}, "mode": 0o600},
     ):
-        inode.attributes = replace(inode.attributes, **change)  # type: ignore[arg-type]
+        inode.attributes = replace(inode.attributes, **change)
         world.tell(pair.mirror, inodes=[world.fact(file, whole=False, lowest=None, data=())])
         # Without data there is nothing to wait for: times are right at once.
         assert not world.differences(str(pair.root))

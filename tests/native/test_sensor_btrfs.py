@@ -155,14 +155,19 @@ def test_small_file_inside_its_inode(replay: Replay, place: Path) -> None:
         replay.follow(file, clone)
 
 
-def test_lowest_size_is_exact(replay: Replay, place: Path) -> None:
-    for cut in (lambda path, size: os.truncate(path, size), _ftruncate):
+@pytest.mark.parametrize("extend", ["truncate", "write"])
+def test_lowest_size_is_exact(replay: Replay, place: Path, extend: str) -> None:
+    for cut in (os.truncate, _ftruncate):
         file = place / "file"
         file.write_bytes(content(MIB))
         replay.records()
         cut(file, 300_001)
         cut(file, 5_003)
-        cut(file, 900_000)
+        if extend == "truncate":
+            cut(file, 900_000)
+        else:
+            with opened(file) as fd:
+                os.pwrite(fd, b"far", 900_000)
         sizes = [record["off"] for record in replay.of(file) if record["kind"] == EventKind.SIZE]
         assert min(sizes) == 5_003
     replay.records()
@@ -216,7 +221,9 @@ def test_clone_tells_nothing_of_its_dirty_source(replay: Replay, place: Path) ->
         replay.start(scene.file, scene.donor)
         syscalls.clone_range(fd, donor, 0, 64 * KIB, 128 * KIB)
         told = replay.records()
-        assert {record["ino"] for record in told} == {os.fstat(fd).st_ino}
+        inodes = {record["ino"] for record in told}
+        assert os.fstat(fd).st_ino in inodes
+        assert os.fstat(donor).st_ino not in inodes
         assert any(record["flags"] & EventFlag.HOLES for record in told)
 
 

@@ -8,13 +8,17 @@ import fcntl
 import mmap
 import os
 import struct
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from replicator.capture.event import TO_THE_END, EventFlag, EventKind
-from tests.native.traced import BLOCK, Traced, traced
+from replicator.capture.sensor import Filesystem
+from replicator.capture.tracepoint import TracepointSensor
+from tests.native.traced import BLOCK, Traced, kernel_dev, traced
 
 pytestmark = pytest.mark.native
 
@@ -93,8 +97,6 @@ def test_the_writer_is_told(place: Traced) -> None:
 
 
 def test_timestamps_are_of_the_monotonic_clock_and_ascend(place: Traced) -> None:
-    import time
-
     with place.file() as fd:
         before = time.monotonic_ns()
         for index in range(10):
@@ -159,6 +161,7 @@ def test_direct_writes_and_appends(place: Traced) -> None:
         os.pwritev(fd, [memory], 8 * BLOCK)
         records = place.records(fd)
         assert records.touched == [(8 * BLOCK, 12 * BLOCK)], records
+        assert records.events["kind"].tolist().count(EventKind.WRITE) == 1, records
         os.pwritev(fd, [memory], 64 * BLOCK)
         records = place.records(fd)
         assert records.touched == [(64 * BLOCK, 68 * BLOCK)], records
@@ -300,8 +303,6 @@ def test_odd_mounts_see_writes(odd: Traced) -> None:
 
 
 def test_inline_data(tmp_path: Path) -> None:
-    import subprocess
-
     image = tmp_path / "image"
     with image.open("wb") as file:
         file.truncate(64 * MIB)
@@ -309,10 +310,6 @@ def test_inline_data(tmp_path: Path) -> None:
     point = tmp_path / "mount"
     point.mkdir()
     subprocess.run(["mount", "-o", "loop", image, point], check=True)
-    from replicator.capture.sensor import Filesystem
-    from replicator.capture.tracepoint import TracepointSensor
-    from tests.native.traced import kernel_dev
-
     sensor = TracepointSensor(1 << 20)
     try:
         sensor.attach(Filesystem("ext4", kernel_dev(point)))
@@ -343,6 +340,22 @@ def test_clones_on_xfs(tmp_path: Path) -> None:
             records = place.records(fd)
             assert records.covers(0, 32 * BLOCK), records
             assert not len(place.records(source))
+
+
+def test_a_loop_devices_writes_are_seen(place: Traced) -> None:
+    with place.file(b"x" * (4 * MIB)) as fd:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        device = subprocess.run(["losetup", "-f", "--show", path], check=True, capture_output=True, text=True).stdout
+        try:
+            place.records(fd)
+            with open(device.strip(), "r+b", buffering=0) as disk:
+                os.pwrite(disk.fileno(), b"y" * 8192, MIB)
+                os.fsync(disk.fileno())
+            records = place.records(fd)
+            assert records.covers(MIB, 8192), records
+            assert records.stays_within(MIB, 8192), records
+        finally:
+            subprocess.run(["losetup", "-d", device.strip()], check=True)
 
 
 def test_reads_make_no_records(place: Traced) -> None:

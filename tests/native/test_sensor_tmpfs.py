@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import mmap
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,29 +149,92 @@ def test_growth_by_fallocate_is_told(replay: Replay, place: Path) -> None:
     assert 50_000 in {record["off"] for record in replay.of(file) if record["kind"] == EventKind.SIZE}
 
 
-def test_writer_and_seeker_on_one_descriptor(replay: Replay, place: Path) -> None:
-    """Wherever the bytes went, a record covers them."""
+_SEEKER = r"""
+#include <fcntl.h>
+#include <pthread.h>
+#include <unistd.h>
+static int fd;
+static volatile int stop;
+static void *seek(void *unused)
+{
+	for (unsigned long x = 1; !stop; x = x * 6364136223846793005UL + 1442695040888963407UL)
+		lseek(fd, (x >> 33) % 200000 * 8, SEEK_SET);
+	return unused;
+}
+int main(int argc, char **argv)
+{
+	pthread_t thread;
+
+	fd = open(argv[1], O_RDWR);
+	if (fd < 0 || pthread_create(&thread, 0, seek, 0))
+		return 2;
+	for (unsigned long i = 1; i <= 30000; i++)
+		if (write(fd, &i, 8) != 8)
+			return 1;
+	stop = 1;
+	return pthread_join(thread, 0);
+}
+"""
+
+
+def test_writer_and_seeker_on_one_descriptor(replay: Replay, place: Path, tmp_path: Path) -> None:
+    """Wherever a write went, its own record covers the place, or says that it is not known."""
+    program = tmp_path / "seeker"
+    subprocess.run(["gcc", "-O2", "-x", "c", "-o", program, "-", "-pthread"], input=_SEEKER.encode(), check=True)
     file = place / "file"
-    file.write_bytes(bytes(4 * MIB))
-    replay.start(file)
-    with opened(file) as fd:
-        stop = threading.Event()
+    file.write_bytes(bytes(8))
+    replay.records()
+    run(program, file)
+    told = [record for record in replay.of(file) if record["kind"] in (EventKind.WRITE, EventKind.WHOLE)]
+    assert len(told) == 30_000
+    survivors = 0
+    for offset, number in enumerate(array.array("Q", file.read_bytes())):
+        if number:
+            survivors += 1
+            record = told[number - 1]
+            at = 8 * offset
+            assert record["kind"] == EventKind.WHOLE or record["off"] <= at < record["off"] + record["len"], (
+                at,
+                record,
+            )
+    assert survivors > 1_000
 
-        def seek() -> None:
-            position = 0
-            while not stop.is_set():
-                position = (position + 12_289) % (3 * MIB)
-                os.lseek(fd, position, os.SEEK_SET)
 
-        seekers = [threading.Thread(target=seek) for _ in range(2)]
-        for thread in seekers:
-            thread.start()
-        for turn in range(3_000):
-            os.write(fd, bytes([turn % 255 + 1]) * 16)
-        stop.set()
-        for thread in seekers:
-            thread.join()
-    replay.follow(file)
+_BATCH = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <libaio.h>
+#include <string.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+	static char data[5000];
+	struct iovec parts[2] = { { data, 300 }, { data, 400 } };
+	struct iocb write, vector, append, *list[3] = { &write, &vector, &append };
+	io_context_t context = 0;
+	struct io_event events[3];
+	int fd = open(argv[1], O_RDWR), end = open(argv[1], O_RDWR | O_APPEND);
+
+	memset(data, 'a', sizeof(data));
+	io_prep_pwrite(&write, fd, data, 5000, 10001);
+	io_prep_pwritev(&vector, fd, parts, 2, 70001);
+	io_prep_pwrite(&append, end, data, 900, 0);
+	if (io_setup(8, &context) || io_submit(context, 3, list) != 3)
+		return 1;
+	return io_getevents(context, 3, 3, events, 0) != 3;
+}
+"""
+
+
+def test_batch_of_libaio(replay: Replay, place: Path, tmp_path: Path) -> None:
+    program = tmp_path / "batch"
+    subprocess.run(["gcc", "-x", "c", "-o", program, "-", "-laio"], input=_BATCH.encode(), check=True)
+    file = place / "file"
+    file.write_bytes(bytes(100_000))
+    replay.records()
+    run(program, file)
+    told = EventKind.WRITE
+    assert spans(replay, file) == [(told, 10_001, 5_000), (told, 70_001, 700), (told, 100_000, 900)]
 
 
 _COMPAT = r"""

@@ -380,6 +380,20 @@ def direct_pwrite(scene: Scene) -> Iterator[int]:
 
 
 @operation()
+def written_out_afterwards(scene: Scene) -> Iterator[int]:
+    """What the kernel does with old news (writing it to the disk) is no news."""
+    with opened(scene.file) as fd:
+        os.pwrite(fd, content(MIB), scene.size)
+        yield touched((scene.size, MIB))
+        os.fsync(fd)
+        yield 0
+        os.pwrite(fd, content(LENGTH), AT)
+        yield touched((AT, LENGTH))
+        syscalls.syncfs(fd)
+        yield 0
+
+
+@operation()
 def unnamed_file_then_link(scene: Scene) -> Iterator[int]:
     with opened(scene.file.parent, os.O_RDWR | os.O_TMPFILE) as fd:
         os.write(fd, content(20_000))

@@ -61,3 +61,8 @@ def link_descriptor(fd: int, path: Path) -> None:
         _libc.linkat(_AT_FDCWD, f"/proc/self/fd/{fd}".encode(), _AT_FDCWD, os.fsencode(path), _AT_SYMLINK_FOLLOW),
         path,
     )
+
+
+def syncfs(fd: int) -> None:
+    """Write out the whole filesystem that the descriptor is on."""
+    _check(_libc.syncfs(fd))

@@ -10,7 +10,7 @@ from replicator.dirty.table import DirtyTable, Owed
 from replicator.model import FileId
 
 FILE = FileId(0, 0, 12, 1)
-READ = 50
+WAITED, READ = 50, 60
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def flush_and_table() -> tuple[Owed, DirtyTable]:
 def test_what_was_changed_before_the_read_is_owed_by_the_flush(flush_and_table: tuple[Owed, DirtyTable]) -> None:
     flush, table = flush_and_table
     table.mark(FILE, 40).ranges.add(0, 100)
-    table.seen(flush, READ, [(0, 200)], all_read=True)
+    table.seen(flush, WAITED, READ, [(0, 200)], all_read=True)
     assert FILE not in table
     assert table.generations.owed == 1
 
@@ -31,8 +31,8 @@ def test_what_was_changed_before_the_read_is_owed_by_the_flush(flush_and_table: 
 def test_what_was_changed_after_the_read_stays_owed(flush_and_table: tuple[Owed, DirtyTable]) -> None:
     flush, table = flush_and_table
     table.mark(FILE, 40).ranges.add(0, 100)
-    table.mark(FILE, READ + 1)
-    table.seen(flush, READ, [(0, 200)], all_read=True)
+    table.mark(FILE, WAITED + 1)
+    table.seen(flush, WAITED, READ, [(0, 200)], all_read=True)
     owed = table.get(FILE)
     assert owed is not None
     assert owed.ranges == RangeSet([(0, 100)])
@@ -41,7 +41,7 @@ def test_what_was_changed_after_the_read_stays_owed(flush_and_table: tuple[Owed,
 def test_only_what_was_sent_is_let_go(flush_and_table: tuple[Owed, DirtyTable]) -> None:
     flush, table = flush_and_table
     table.mark(FILE, 40).ranges.add(0, 100)
-    table.seen(flush, READ, [(0, 60)], all_read=True)
+    table.seen(flush, WAITED, READ, [(0, 60)], all_read=True)
     owed = table.get(FILE)
     assert owed is not None
     assert owed.ranges == RangeSet([(60, 100)])
@@ -50,7 +50,7 @@ def test_only_what_was_sent_is_let_go(flush_and_table: tuple[Owed, DirtyTable]) 
 def test_a_slice_leaves_the_attributes_owed(flush_and_table: tuple[Owed, DirtyTable]) -> None:
     flush, table = flush_and_table
     table.mark(FILE, 40).ranges.add(0, 100)
-    table.seen(flush, READ, [(0, 100)], all_read=False)
+    table.seen(flush, WAITED, READ, [(0, 100)], all_read=False)
     owed = table.get(FILE)
     assert owed is not None
     assert not owed.ranges
@@ -72,5 +72,19 @@ def test_what_the_read_cannot_vouch_for_stays_owed(flush_and_table: tuple[Owed, 
             owed.check = True
         case "folio":
             owed.folios.add(0, 4096)
-    table.seen(flush, READ, [(0, 200)], all_read=True)
+    table.seen(flush, WAITED, READ, [(0, 200)], all_read=True)
+    assert FILE in table
+
+
+def test_bytes_that_were_there_when_they_were_reported_need_no_lock(flush_and_table: tuple[Owed, DirtyTable]) -> None:
+    flush, table = flush_and_table
+    owed = table.mark(FILE, 40)
+    owed.ranges.add(0, 100)
+    owed.written = READ
+    table.seen(flush, WAITED, READ, [(0, 200)], all_read=True)
+    assert FILE not in table
+    owed = table.mark(FILE, 40)
+    owed.ranges.add(0, 100)
+    owed.written = READ + 1
+    table.seen(flush, WAITED, READ, [(0, 200)], all_read=True)
     assert FILE in table

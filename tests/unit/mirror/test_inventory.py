@@ -113,7 +113,7 @@ def test_half_a_line_is_no_intent(tmp_path: Path) -> None:
     log = IntentLog(tmp_path)
     log.append(Intent(1, [Slot(A, b"x")]))
     log.append(Intent(2, [Slot(A, b"y")]))
-    path = tmp_path / "intents"
+    path = tmp_path / "intents.0"
     path.write_bytes(path.read_bytes()[:-9])
     assert [intent.epoch for intent in log.read()] == [1]
     log.close()

@@ -216,7 +216,7 @@ def test_deep_directories_and_their_files_come_in_one_epoch() -> None:
 def test_directories_that_contain_each_other_are_looked_at_again() -> None:
     view = replica({at(ROOT, "a"): A, at(ROOT, "b"): B})
     result = planned(view, {at(A, "b"): B, at(B, "a"): A})
-    assert set(result.looks) == {at(A, "b"), at(B, "a")}
+    assert set(result.looks) >= {at(A, "b"), at(B, "a")}
     assert after(view, result.steps) == {at(ROOT, "a"): A, at(ROOT, "b"): B}
 
 
