@@ -255,7 +255,8 @@ class Sender:
             return
         self._resolved = now
         changes = self.resolver.resolve(self.view, now, LOOKS)
-        self.outbox.changed(changes)
+        self.outbox.changed(changes, time.monotonic_ns())
+        self._take_records()  # a look may have seen more than was drained: a name must not show what it will say
         for where, error in changes.failed[:1]:
             log.error("cannot look at %s: %s; trying again", self.describe(where), error.strerror)
             self._pause_looks = now + SECOND

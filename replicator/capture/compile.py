@@ -11,9 +11,8 @@ import ctypes
 import logging
 import os
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,14 +193,22 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stderr() -> Iterator[Any]:
+def _stderr() -> Iterator[Callable[[], list[str]]]:
     """Keep what C code writes to descriptor 2; yields a function that returns its lines."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lambda: os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace").splitlines()
-        finally:
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    kept = os.memfd_create("bcc-stderr")
+    try:
+        saved = os.dup(2)
+    except OSError:  # there is no descriptor 2: nothing to keep, and nothing to give back
+        saved = -1
+    os.dup2(kept, 2)
+    try:
+        yield lambda: os.pread(kept, 1 << 20, 0).decode(errors="replace").splitlines()
+    finally:
+        if saved < 0:
+            os.close(2)
+        else:
             os.dup2(saved, 2)
             os.close(saved)
+        os.close(kept)

@@ -237,7 +237,8 @@ class Executor:
             return
         needs[id] = None
         missing = self._foreign.missing_places(id)
-        self._intents.append(Intent(0, missing))
+        with contextlib.suppress(OSError):  # a recovery would find it out at the next use
+            self._intents.append(Intent(0, missing))
         for place in missing:
             if place.parent != LIMBO:
                 looks[place] = None

@@ -76,9 +76,7 @@ class Foreign:
         present.difference_update(name for name, _ in inventory.children(directory))
         if directory == inventory.root:
             present.discard(b"lost+found")
-            if ground.limbo_fd is not None:
-                present.discard(self._limbo.name)
-        return sorted(present)
+        return sorted(name for name in present if Slot(directory, name) != self._limbo.place)
 
     def missing_places(self, id: FileId) -> list[Slot]:
         """Those recorded names of a known inode under which it is not."""
@@ -89,6 +87,8 @@ class Foreign:
                     lost.append(place)
             except AstrayError:
                 lost.append(place)
+            except OSError:
+                continue  # unreadable is not gone
         return lost
 
     def _spare_known(self, dirfd: int, name: bytes, known: FileId) -> None:

@@ -8,54 +8,14 @@ restore what they said. Not for several threads. Raises sqlite3.Error when the s
 from __future__ import annotations
 
 import sqlite3
-import struct
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from replicator.mirror.rows import SCHEMA, Entry, Layer, Transaction, entry_of, id_of, key_of, row_of
 from replicator.mirror.steps import LIMBO, Exchange, Link, Naming, Record, Rename, Rmdir, Unlink
 from replicator.model import FileId, Kind, Slot
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS inodes (
-    id BLOB PRIMARY KEY, handle BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
-    mtime TEXT NOT NULL, ctime TEXT, complete INTEGER NOT NULL, suspect INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS inodes_handle ON inodes (handle);
-CREATE TABLE IF NOT EXISTS slots (
-    parent BLOB NOT NULL, name BLOB NOT NULL, id BLOB NOT NULL, PRIMARY KEY (parent, name)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS slots_id ON slots (id);
-"""
-_KEY = struct.Struct(">QQQQ")
 _CACHED = 200_000
-
-
-def _key(id: FileId) -> bytes:
-    return _KEY.pack(*id)
-
-
-def _id(key: bytes) -> FileId:
-    return FileId(*_KEY.unpack(key))
-
-
-class _Layer:
-    """Changed rows; None stands for a deleted one. `times` are modification times to set once the data is synced."""
-
-    def __init__(self) -> None:
-        self.inodes: dict[FileId, tuple[Record, bytes] | None] = {}
-        self.bound: dict[Slot, FileId | None] = {}
-        self.places: dict[FileId, tuple[Slot, ...]] = {}
-        self.names: dict[FileId, set[bytes]] = {}
-        self.handles: dict[bytes, FileId | None] = {}
-        self.times: dict[FileId, int] = {}
-
-    def update(self, later: _Layer) -> None:
-        self.inodes.update(later.inodes)
-        self.bound.update(later.bound)
-        self.places.update(later.places)
-        for parent, names in later.names.items():
-            self.names.setdefault(parent, set()).update(names)
-        self.handles.update(later.handles)
-        self.times.update(later.times)
 
 
 class Inventory:
@@ -65,16 +25,16 @@ class Inventory:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
-        self._grow = _Layer()
-        self._frozen: _Layer | None = None
-        self._inodes: dict[FileId, tuple[Record, bytes] | None] = {}
+        self._db.executescript(SCHEMA)
+        self._grow = Layer()
+        self._frozen: Layer | None = None
+        self._inodes: dict[FileId, Entry | None] = {}
         self._places: dict[FileId, tuple[Slot, ...]] = {}
         self._bound: dict[Slot, FileId | None] = {}
         # Who is in limbo is asked in every epoch.
         self._in_limbo = {
-            name: _id(key)
-            for name, key in self._db.execute("SELECT name, id FROM slots WHERE parent = ?", (_key(LIMBO),))
+            name: id_of(key)
+            for name, key in self._db.execute("SELECT name, id FROM slots WHERE parent = ?", (key_of(LIMBO),))
         }
         self._root = FileId(0, 0, 0, 0)
         self._root_handle = b""
@@ -118,9 +78,9 @@ class Inventory:
                 return layer.bound[place]
         if place not in self._bound:
             row = self._db.execute(
-                "SELECT id FROM slots WHERE parent = ? AND name = ?", (_key(place.parent), place.name)
+                "SELECT id FROM slots WHERE parent = ? AND name = ?", (key_of(place.parent), place.name)
             ).fetchone()
-            self._bound[place] = None if row is None else _id(row[0])
+            self._bound[place] = None if row is None else id_of(row[0])
         return self._bound[place]
 
     def places(self, id: FileId) -> Collection[Slot]:
@@ -134,8 +94,8 @@ class Inventory:
         changed: set[bytes] = set()
         for layer in self._layers():
             changed |= layer.names.get(directory, set())
-        rows = self._db.execute("SELECT name, id FROM slots WHERE parent = ?", (_key(directory),)).fetchall()
-        found = [(name, _id(key)) for name, key in rows if name not in changed]
+        rows = self._db.execute("SELECT name, id FROM slots WHERE parent = ?", (key_of(directory),)).fetchall()
+        found = [(name, id_of(key)) for name, key in rows if name not in changed]
         for name in changed:
             id = self.bound(Slot(directory, name))
             if id is not None:
@@ -161,7 +121,7 @@ class Inventory:
             if handle in layer.handles:
                 return layer.handles[handle]
         row = self._db.execute("SELECT id FROM inodes WHERE handle = ?", (handle,)).fetchone()
-        return None if row is None else _id(row[0])
+        return None if row is None else id_of(row[0])
 
     def is_empty(self) -> bool:
         """No inode but the root is known."""
@@ -169,13 +129,13 @@ class Inventory:
             entry is not None and id != self._root for layer in self._layers() for id, entry in layer.inodes.items()
         ):
             return False
-        return self._db.execute("SELECT 1 FROM inodes WHERE id != ? LIMIT 1", (_key(self._root),)).fetchone() is None
+        return self._db.execute("SELECT 1 FROM inodes WHERE id != ? LIMIT 1", (key_of(self._root),)).fetchone() is None
 
     def all_records(self) -> Iterator[tuple[FileId, Record, bytes]]:
         """Every known inode with its handle; only while no layer holds anything."""
         for row in self._db.execute("SELECT id, kind, size, mtime, ctime, complete, suspect, handle FROM inodes"):
-            record, handle = self._entry_of(row[1:])
-            yield _id(row[0]), record, handle
+            record, handle = entry_of(row[1:])
+            yield id_of(row[0]), record, handle
 
     def put(self, id: FileId, record: Record, handle: bytes | None = None) -> None:
         """Set what is known of an inode; its handle too if given."""
@@ -261,7 +221,7 @@ class Inventory:
     def freeze(self) -> None:
         """Everything so far belongs to the next commit, what follows does not."""
         assert self._frozen is None
-        self._frozen, self._grow = self._grow, _Layer()
+        self._frozen, self._grow = self._grow, Layer()
 
     def thaw(self) -> None:
         """The frozen layer did not become durable: it waits for the next freeze with what came after it."""
@@ -278,19 +238,19 @@ class Inventory:
         with self._transaction():
             inodes, bound = layer.inodes, layer.bound
             self._db.executemany(
-                "DELETE FROM inodes WHERE id = ?", ((_key(i),) for i, e in inodes.items() if e is None)
+                "DELETE FROM inodes WHERE id = ?", ((key_of(i),) for i, e in inodes.items() if e is None)
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO inodes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (_row(id, *entry) for id, entry in inodes.items() if entry is not None),
+                (row_of(id, *entry) for id, entry in inodes.items() if entry is not None),
             )
             self._db.executemany(
                 "DELETE FROM slots WHERE parent = ? AND name = ?",
-                ((_key(slot.parent), slot.name) for slot, id in bound.items() if id is None),
+                ((key_of(slot.parent), slot.name) for slot, id in bound.items() if id is None),
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO slots VALUES (?, ?, ?)",
-                ((_key(slot.parent), slot.name, _key(id)) for slot, id in bound.items() if id is not None),
+                ((key_of(slot.parent), slot.name, key_of(id)) for slot, id in bound.items() if id is not None),
             )
             self._put_meta(meta)
         self._frozen = None
@@ -307,7 +267,7 @@ class Inventory:
             for statement in ("DELETE FROM meta", "DELETE FROM inodes", "DELETE FROM slots"):
                 self._db.execute(statement)
             self._put_meta(meta)
-        self._grow, self._frozen = _Layer(), None
+        self._grow, self._frozen = Layer(), None
         self._in_limbo.clear()
         self._inodes.clear()
         self._places.clear()
@@ -318,7 +278,7 @@ class Inventory:
         rows = self._db.execute(
             "SELECT id, kind, size, mtime, ctime, complete, suspect, handle FROM inodes WHERE NOT complete OR suspect"
         ).fetchall()
-        ids = {_id(row[0]) for row in rows}
+        ids = {id_of(row[0]) for row in rows}
         for layer in self._layers():
             ids.update(layer.inodes)
         found = ((id, self.record(id)) for id in ids)
@@ -330,30 +290,25 @@ class Inventory:
 
     # -- inside
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    def _transaction(self) -> Transaction:
+        return Transaction(self._db)
 
     def _put_meta(self, values: dict[str, str]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
-    def _layers(self) -> tuple[_Layer, ...]:
+    def _layers(self) -> tuple[Layer, ...]:
         return (self._grow,) if self._frozen is None else (self._grow, self._frozen)
 
-    def _entry(self, id: FileId) -> tuple[Record, bytes] | None:
+    def _entry(self, id: FileId) -> Entry | None:
         for layer in self._layers():
             if id in layer.inodes:
                 return layer.inodes[id]
         if id not in self._inodes:
             row = self._db.execute(
-                "SELECT kind, size, mtime, ctime, complete, suspect, handle FROM inodes WHERE id = ?", (_key(id),)
+                "SELECT kind, size, mtime, ctime, complete, suspect, handle FROM inodes WHERE id = ?", (key_of(id),)
             ).fetchone()
-            self._inodes[id] = None if row is None else self._entry_of(row)
+            self._inodes[id] = None if row is None else entry_of(row)
         return self._inodes[id]
-
-    def _entry_of(self, row: tuple[str, int, str, str | None, int, int, bytes]) -> tuple[Record, bytes]:
-        kind, size, mtime, ctime, complete, suspect, handle = row
-        changed = None if ctime is None else int(ctime)
-        return Record(Kind(kind), size, int(mtime), changed, bool(complete), bool(suspect)), handle
 
     def _places_of(self, id: FileId) -> tuple[Slot, ...]:
         for layer in self._layers():
@@ -362,28 +317,6 @@ class Inventory:
         if self._entry(id) is None:
             return ()
         if id not in self._places:
-            rows = self._db.execute("SELECT parent, name FROM slots WHERE id = ?", (_key(id),)).fetchall()
-            self._places[id] = tuple(Slot(_id(parent), name) for parent, name in rows)
+            rows = self._db.execute("SELECT parent, name FROM slots WHERE id = ?", (key_of(id),)).fetchall()
+            self._places[id] = tuple(Slot(id_of(parent), name) for parent, name in rows)
         return self._places[id]
-
-
-class _Transaction:
-    """BEGIN ... COMMIT, or ROLLBACK on any exception."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
-        if kind is None:
-            self._db.execute("COMMIT")
-        else:
-            self._db.execute("ROLLBACK")
-
-
-def _row(id: FileId, record: Record, handle: bytes) -> tuple[object, ...]:
-    ctime = None if record.ctime_ns is None else str(record.ctime_ns)
-    flags = (int(record.complete), int(record.suspect))
-    return (_key(id), handle, record.kind.value, record.size, str(record.mtime_ns), ctime, *flags)

@@ -39,6 +39,11 @@ class Limbo:
         """What limbo is, or would be, called in the replica's root."""
         return self._name
 
+    @property
+    def place(self) -> Slot | None:
+        """The name that limbo has in the tree while it is there."""
+        return None if self._ground.limbo_fd is None else Slot(self._inventory.root, self._name)
+
     def find(self) -> None:
         """Open the limbo that an earlier process left."""
         for name in self._candidates:

@@ -18,52 +18,27 @@ import errno
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
-
-import xxhash
 
 from replicator import syscalls
-from replicator.errors import EnvironmentFault, RefusedError, RemoteError
-from replicator.mirror import attributes, root
+from replicator.errors import EnvironmentFault, RefusedError
+from replicator.mirror import root
 from replicator.mirror.adopt import adopt
-from replicator.mirror.content import Piece
 from replicator.mirror.durability import SyncJob
 from replicator.mirror.execute import Executor
 from replicator.mirror.foreign import Foreign
 from replicator.mirror.ground import AstrayError, Ground
-from replicator.mirror.intents import IntentLog
+from replicator.mirror.inspection import Digest, Entry, Inspection
+from replicator.mirror.intents import Intent, IntentLog
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
+from replicator.mirror.payload import Payload, sort_payload
 from replicator.mirror.plan import plan
 from replicator.mirror.records import forsaken
 from replicator.mirror.recover import Recovery
-from replicator.mirror.steps import LIMBO, Record
+from replicator.mirror.steps import Record
 from replicator.mirror.trust import check_facts
-from replicator.model import Answer, Attributes, Facts, FileId, Kind, Slot
-
-Payload = Sequence[tuple[int, int, memoryview]]
-"""(index into facts.inodes, file offset, bytes)."""
-
-
-class Digest(NamedTuple):
-    """One inode of the replica, as `verify` compares it."""
-
-    kind: Kind
-    size: int
-    attributes: Attributes
-    content: str
-    """xxh3_128 of a regular file's bytes, hexadecimal; empty for all else."""
-
-
-class Entry(NamedTuple):
-    """One name really in a directory; `id` is None for what only the replica has."""
-
-    name: bytes
-    kind: Kind
-    id: FileId | None
+from replicator.model import Answer, Facts, FileId, Slot
 
 
 class Mirror:
@@ -80,6 +55,7 @@ class Mirror:
         self._state_fd = state_fd
         self._limbo = Limbo(ground, inventory)
         self._foreign = Foreign(ground, self._limbo, inventory)
+        self._inspection = Inspection(ground, self._limbo, inventory, self._foreign)
         self._executor = Executor(ground, self._limbo, inventory, intents)
         self._owed_needs: dict[FileId, None] = {}
         self._owed_looks: dict[Slot, None] = {}
@@ -166,7 +142,7 @@ class Mirror:
     def apply(self, facts: Facts, payload: Payload) -> Answer:
         """Carry out one epoch. RemoteError, with nothing changed, if facts or payload are impossible."""
         check_facts(facts, self._inventory)
-        pieces = _sort_payload(facts, payload)
+        pieces = sort_payload(facts, payload)
         needs, looks = self._owed_needs, self._owed_looks
         self._owed_needs, self._owed_looks = {}, {}
         adopt(facts, self._ground, self._inventory)
@@ -192,8 +168,8 @@ class Mirror:
     def finish_sync(self, job: SyncJob) -> int:
         """End what start_sync began, after `job()` has returned: set times, commit. The last durable epoch.
 
-        If the disk failed, that is as it was before, and `trouble` says why; what may have been lost is asked for in
-        the next answer.
+        If the disk (then what may have been lost is asked for in the next answer) or the state directory failed, that
+        is as it was before; `job.error` and `trouble` say why.
         """
         assert job is self._syncing
         self._syncing = None
@@ -215,6 +191,7 @@ class Mirror:
         except sqlite3.OperationalError as error:
             self._inventory.thaw()
             self.trouble = f"the inventory in {self._state} cannot be written: {error}"
+            job.error = OSError(errno.EIO, self.trouble)
             return self.durable_epoch
         self.trouble = None
         self._intents.settle()
@@ -237,52 +214,36 @@ class Mirror:
 
     def list_directory(self, id: FileId) -> list[Entry]:
         """The names really in a known directory, without what is the replica's own. OSError, KeyError if unknown."""
-        fd = self._open(id, os.O_RDONLY | os.O_DIRECTORY)
-        entries = []
-        hidden = {self._limbo.name} if id == self._inventory.root and self._ground.limbo_fd is not None else set()
-        try:
-            for text in sorted(os.listdir(fd)):
-                name = os.fsencode(text)
-                if name in hidden:
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
-                    entries.append(Entry(name, attributes.kind_of(mode), self._inventory.bound(Slot(id, name))))
-        finally:
-            os.close(fd)
-        return entries
+        return self._inspection.list_directory(id)
 
     def digest(self, id: FileId) -> Digest:
         """What the replica really has of an inode; reads all of it. OSError, KeyError if it is not there."""
-        fd = self._open(id, os.O_PATH)
-        try:
-            kind, size, have = attributes.read_attributes(fd)
-        finally:
-            os.close(fd)
-        return Digest(kind, size, have, self._content(id) if kind is Kind.FILE else "")
+        return self._inspection.digest(id)
 
     def names(self, id: FileId) -> list[bytes]:
-        """All names in a known directory, on disk or in the inventory, sorted, without the replica's own. OSError,
-        KeyError."""
-        with _astray_is_missing():
-            extra = self._foreign.extra_names(id)
-        return sorted({*extra, *(name for name, _ in self._inventory.children(id))})
+        """All names in a known directory, on disk or in the inventory, sorted. OSError, KeyError."""
+        return self._inspection.names(id)
 
     def nameless(self, most: int) -> list[FileId]:
         """Up to `most` inodes that are kept without a name of the user's."""
-        return [id for _, id in islice(self._inventory.children(LIMBO), most)]
+        return self._inspection.nameless(most)
 
     def extra_names(self, id: FileId) -> list[bytes]:
-        """Names in a known directory that only the replica has."""
-        with _astray_is_missing():
-            return self._foreign.extra_names(id)
+        """Names in a known directory that only the replica has. OSError, KeyError."""
+        return self._inspection.extra_names(id)
 
-    def remove_extra(self, id: FileId, name: bytes) -> None:
-        """Remove such a name with all that is beneath it; nothing that is known is destroyed. OSError."""
-        with _astray_is_missing():
-            if self._inventory.bound(Slot(id, name)) is None and self._inventory.record(id) is not None:
-                self._foreign.purge_place(Slot(id, name))
-                self._executor.stamp(id)
+    def remove_extra(self, id: FileId, name: bytes) -> str | None:
+        """Remove such a name with all that is beneath it; nothing that is known is destroyed. Why not, if not."""
+        place = Slot(id, name)
+        if self._inventory.bound(place) is not None or self._inventory.record(id) is None or place == self._limbo.place:
+            return None
+        try:
+            self._intents.append(Intent(0, [place]))
+            self._foreign.purge_place(place)
+            self._executor.stamp(id)
+        except (OSError, AstrayError) as error:
+            return f"cannot remove {os.fsdecode(name)!r}: {error}"
+        return None
 
     def close(self) -> None:
         """Make durable what can be, and let everything go."""
@@ -337,30 +298,6 @@ class Mirror:
                         syscalls.utimens(fd, place.name, None, mtime_ns, syscalls.AT_SYMLINK_NOFOLLOW)
                         break
 
-    def _open(self, id: FileId, flags: int) -> int:
-        if id == LIMBO:
-            raise RemoteError("limbo is nobody's business")
-        with _astray_is_missing():
-            return self._ground.open(id, flags)
-
-    def _content(self, id: FileId) -> str:
-        fd = self._open(id, os.O_RDONLY)
-        digest = xxhash.xxh3_128()
-        try:
-            while data := os.read(fd, 1 << 20):
-                digest.update(data)
-        finally:
-            os.close(fd)
-        return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _astray_is_missing() -> Iterator[None]:
-    try:
-        yield
-    except AstrayError as error:
-        raise FileNotFoundError(errno.ENOENT, str(error)) from error
-
 
 def _open_state(state: Path) -> int:
     try:
@@ -374,31 +311,3 @@ def _open_state(state: Path) -> int:
 
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _sort_payload(facts: Facts, payload: Payload) -> dict[int, list[Piece]]:
-    """Bytes by fact. RemoteError unless they are exactly the data that the facts announce, in ascending order."""
-    pieces: dict[int, list[Piece]] = {}
-    for index, offset, data in payload:
-        if not 0 <= index < len(facts.inodes):
-            raise RemoteError(f"epoch {facts.epoch}: bytes for a fact that is not there")
-        pieces.setdefault(index, []).append((offset, data))
-    for index, fact in enumerate(facts.inodes):
-        have = pieces.get(index, [])
-        if not have and not fact.data:
-            continue
-        if _merged((at, len(data)) for at, data in have) != _merged(fact.data):
-            raise RemoteError(f"epoch {facts.epoch}: the bytes of {fact.id.text()} are not those announced")
-    return pieces
-
-
-def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for offset, length in ranges:
-        if length == 0:
-            continue
-        if merged and merged[-1][1] == offset:
-            merged[-1] = (merged[-1][0], offset + length)
-        else:
-            merged.append((offset, offset + length))
-    return merged

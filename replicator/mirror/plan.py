@@ -37,6 +37,7 @@ class _Planner:
         self.names = Names(view)
         self.plan = Plan()
         bound = {fact.id for fact in facts.slots if fact.id is not None}
+        self._gaining = {fact.id for fact in facts.slots if fact.id is not None and view.bound(fact.slot) != fact.id}
         self.dead = {id for id in facts.dead if id not in bound}
         self._early: list[Write | Adorn] = []
         self._late: list[Write | Adorn] = []
@@ -91,9 +92,10 @@ class _Planner:
         self.names.bind(step.place, fact.id)
 
     def _later(self, record: Record, step: Write | Adorn, fact: InodeFact) -> None:
-        """What has no name in the tree yet must be ready before it gets one; all else follows the names."""
+        """What gets a name must be ready before it does; all else follows the names."""
         self.names.set_record(fact.id, after_adorn(record, fact) if isinstance(step, Adorn) else record)
-        if fact.kind is Kind.FILE and all(place.parent == LIMBO for place in self.names.places(fact.id)):
+        nameless = all(place.parent == LIMBO for place in self.names.places(fact.id))
+        if fact.kind is Kind.FILE and (nameless or fact.id in self._gaining):
             self._early.append(step)
         else:
             self._late.append(step)

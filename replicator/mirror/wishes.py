@@ -30,7 +30,7 @@ class Wishes:
         for fact in facts:
             self._take_one(fact.slot, fact.id)
         self._one_home_each()
-        while False:
+        while self._hold_a_cycle():
             pass
 
     def home(self, directory: FileId) -> Slot | None:

@@ -109,6 +109,8 @@ class Outbox:
         self._order = 0
         self._slots: dict[Slot, tuple[int, Due]] = {}
         """Slots to tell, in the order in which they were queued, with that order."""
+        self._before: dict[Slot, FileId] = {}
+        """What was in queued slots: it must not lose a name before the new one can be told."""
         self._free: dict[Slot, None] = {}
         self._waiting: dict[FileId, set[Slot]] = {}
         self._dead: dict[FileId, tuple[int, Due]] = {}
@@ -127,14 +129,20 @@ class Outbox:
         self._owe_new(self.index.root, now, None)
         self.resolver.list(self.index.root, now)
 
-    def changed(self, changes: Changes) -> None:
-        """Take over what the resolver found."""
+    def changed(self, changes: Changes, looked: int) -> None:
+        """Take over what the resolver found. `looked`: when its looks were over.
+
+        The records of what happened before `looked` must be merged before the next `compose`.
+        """
         for id, due in changes.members:
             self._owe_new(id, due.since, due.generation)
             if self.index.is_directory(id) and (self.checking or self._is_dying(id)):
                 self.compare_names(id, due.since, due.generation)
-        for slot, due in changes.slots:
+        for slot, due, before in changes.slots:
+            due.looked = looked
             self._queue_slot(slot, due)
+            if before is not None:
+                self._before[slot] = before
         for id, due in changes.dead:
             self._forget(id)
             self._queue_dead(id, due)
@@ -249,9 +257,7 @@ class Outbox:
         if not self.index.is_member(part.flush.owed.id):
             self.gone(part.flush)
         elif self.current(part.flush):
-            self.table.seen(
-                part.flush.owed, part.waited, part.read, part.sent, all_read=not part.fact.partial
-            )
+            self.table.seen(part.flush.owed, part.waited, part.read, part.sent, all_read=not part.fact.partial)
             self._parts.append(part)
 
     @property
@@ -319,16 +325,37 @@ class Outbox:
             if slot not in self._slots:
                 continue
             if not self.index.is_member(slot.parent):
-                self.generations.release(self._slots.pop(slot)[1].generation)
+                self.generations.release(self._unqueue(slot).generation)
                 continue
             target = self.index.get(slot)
-            blocker = next((id for id in (slot.parent, target) if id is not None and id in self._unshipped), None)
+            blocker = self._blocker(slot, target, self._slots[slot][1].looked)
             if blocker is not None:
                 self._waiting.setdefault(blocker, set()).add(slot)
                 continue
-            epoch.slots[slot] = self._slots.pop(slot)[1]
+            epoch.slots[slot] = self._unqueue(slot)
             facts.append(SlotFact(slot, target))
         return facts
+
+    def _unqueue(self, slot: Slot) -> Due:
+        self._before.pop(slot, None)
+        return self._slots.pop(slot)[1]
+
+    def _blocker(self, slot: Slot, target: FileId | None, looked: int) -> FileId | None:
+        """Whose content must be told before this slot can be."""
+        for id in (slot.parent, target):
+            if id is not None and id in self._unshipped:
+                return id
+        # A name must not show bytes from before it was given (write, then rename), nor may the old name go first.
+        for id in (target, self._before.get(slot)):
+            if id is not None and self.index.is_member(id) and self._owed_since(id) <= looked:
+                return id
+        return None
+
+    def _owed_since(self, id: FileId) -> int:
+        """The time of the oldest change of a file's bytes that was not composed; far away if there is none."""
+        flush, owed = self._reading.get(id), self.table.get(id)
+        times = [each.since for each in (flush.owed if flush else None, owed) if each is not None and each.touched]
+        return min(times, default=END_OF_FILE)
 
     def _take_dead(self, epoch: Epoch) -> list[FileId]:
         first = next(iter(self._slots.values()), (self._order + 1, None))[0]
@@ -358,6 +385,7 @@ class Outbox:
             known = queue[key][1]
             known.generation = self.generations.merge(known.generation, due.generation)
             known.since = min(known.since, due.since)
+            known.looked = max(known.looked, due.looked)
         else:
             queue[key] = (self._order, due)
 

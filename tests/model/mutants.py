@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -16,7 +16,6 @@ from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import Owed
 from replicator.mirror.placement import Placement
 from replicator.mirror.steps import Unlink
-from replicator.mirror.wishes import Wishes
 from replicator.model import Answer, FileId, Slot
 from replicator.source.outbox import Flush, Outbox
 from replicator.source.read import Outcome, Reader
@@ -32,7 +31,7 @@ class Mutant:
 
     name: str
     broken: Callable[[], Any]
-    scope: Scope = Scope()
+    scope: Scope = field(default_factory=Scope)
 
 
 def _patch(owner: object, name: str, value: object) -> Any:
@@ -143,9 +142,13 @@ def impatience() -> Any:
     return _patch(Resolver, "_expired", at_once)
 
 
-def accepted_cycles() -> Any:
-    """Directories that seem to contain each other are believed."""
-    return _patch(Wishes, "_hold_a_cycle", lambda wishes: False)
+def unflushed_mappings() -> Any:
+    """A file is read while its folios can be stored to without a fault."""
+
+    def nothing(reader: Reader, fd: int, flush: Flush, outcome: Outcome) -> None:
+        return
+
+    return _patch(Reader, "_write_out", nothing)
 
 
 MUTANTS = [
@@ -156,6 +159,6 @@ MUTANTS = [
     Mutant("needs are not heard", trusted_belief),
     Mutant("a size travels without its tail", size_without_tail),
     Mutant("nothing folds back", no_fold_back),
+    Mutant("mappings are not flushed before the read", unflushed_mappings),
     Mutant("a live inode is given up at once", impatience),
-    Mutant("cycles are believed", accepted_cycles),
 ]

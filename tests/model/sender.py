@@ -16,9 +16,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
+import numpy as np
+
+import replicator.source.pages as pages_module
 import replicator.source.read as read_module
 from replicator.barrier import Barriers
-from replicator.model import END_OF_FILE, FileId, Kind, Slot
+from replicator.capture.event import EVENT, EventFlag, EventKind
+from replicator.dirty.merge import merge
+from replicator.model import FileId, Kind, Slot
 from replicator.source.outbox import Flush, Outbox
 from replicator.source.pages import PageHashes
 from replicator.source.read import Outcome, Reader
@@ -124,6 +129,14 @@ class SourceCalls:
     def get_xattrs(self, fd: int) -> dict[bytes, bytes]:
         return dict(self._open[fd].xattrs)
 
+    def membarrier(self) -> None:
+        self._meanwhile()
+
+    def sync_file_range(self, fd: int, start: int, length: int, _flags: int) -> None:
+        self._meanwhile()
+        self.world.clean(self._open[fd], start, start + length)
+        self._meanwhile()
+
     # ---- time
 
     def time_ns(self) -> int:
@@ -144,6 +157,7 @@ def small_scale() -> Iterator[None]:
         current = _Current()
         for name in ("os", "syscalls", "time"):
             stack.enter_context(mock.patch.object(read_module, name, current))
+        stack.enter_context(mock.patch.object(pages_module, "PAGE", BLOCK))
         for name, value in (("SLICE", SLICE), ("HOLES_FROM", 6), ("PAGE", BLOCK), ("BEYOND_TRIES", 1)):
             stack.enter_context(mock.patch.object(read_module, name, value))
         yield
@@ -190,27 +204,27 @@ class Sender:
         self.pages = PageHashes()
         self.reader = Reader(cast(Any, calls), self.pages)
         self.outcomes: list[Outcome] = []
-        self.now = world.clock
         self.outbox.start(self.now)
+
+    @property
+    def now(self) -> int:
+        """All clocks are one."""
+        return self.world.clock
 
     # ---- the channels
 
     def take_bytes(self, count: int) -> None:
         """Carry some byte records to the dirty table."""
         records, self.world.bytes = self.world.bytes[:count], self.world.bytes[count:]
-        for record in records:
-            if not self.outbox.index.is_member(record.id):
-                continue
-            owed = self.outbox.table.mark(record.id, self.now)
-            match record.kind:
-                case "WRITE":
-                    owed.ranges.add(record.offset, record.offset + record.length)
-                case "SIZE":
-                    owed.lower(record.offset)
-                case "TAIL":
-                    owed.ranges.add(record.offset, END_OF_FILE)
-                case "WHOLE":
-                    owed.mark_whole()
+        if records:
+            events = np.zeros(len(records), dtype=EVENT)
+            for at, record in enumerate(records):
+                event = events[at]
+                event["ts"], event["kind"] = record.time, EventKind[record.kind]
+                event["ino"], event["gen"] = record.id.ino, record.id.gen
+                event["flags"] = EventFlag.MAPPED if record.mapped else 0
+                event["off"], event["len"] = record.offset, record.length
+            merge(events, self.outbox.table, self.outbox.index.is_member)
 
     def take_looks(self, count: int) -> None:
         """Carry some looks to the resolver; what a name changed in is looked at too, for its times."""
@@ -234,7 +248,7 @@ class Sender:
     # ---- the loop's other duties
 
     def resolve(self) -> None:
-        self.now += 10
+        self.world.clock += 1
         changes = self.outbox.resolver.resolve(self.calls, self.now)
         if self.world.trace is not None:
             self.world.note(
@@ -251,8 +265,7 @@ class Sender:
         """Everything that was told so far is taken; then some time passes."""
         self.take_bytes(len(self.world.bytes))
         self.take_looks(len(self.world.looks))
-        self.now += 50_000_000
-        self.world.clock += 1
+        self.world.clock += 50_000_000
         self.calls.drained = self.world.clock
         self.turn += 1
         ready = self.phase == "ready"
@@ -324,6 +337,8 @@ class Sender:
         """One of the workers hands its result back."""
         outcome = self.outcomes.pop(0)
         flush: Flush = outcome.flush
+        if not self.outbox.current(flush):
+            return
         if outcome.gone:
             self.outbox.gone(flush)
         elif outcome.error is not None:

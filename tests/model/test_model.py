@@ -8,6 +8,7 @@ import pytest
 
 from tests.model.explore import Run, Scope, explore, told
 from tests.model.mutants import MUTANTS, Mutant
+from tests.model.receiver import Fault
 from tests.model.sender import small_scale
 
 SCOPES = {
@@ -63,7 +64,7 @@ def test_the_runs_are_of_substance() -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_broken_rule_is_found_out(mutant: Mutant) -> None:
     with mutant.broken():
-        found = explore(range(6000), mutant.scope)
+        found = explore(range(6000), mutant.scope, Fault)
     assert found is not None, f"nothing in 6000 runs shows that {mutant.name}"
     seed, _ = found
     assert explore(range(seed, seed + 1), mutant.scope) is None, "the same run ends well when the rule holds"

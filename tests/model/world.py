@@ -20,6 +20,8 @@ from replicator.tree.exclude import Exclude
 NAMES = (b"a", b"b", b"c")
 BIGGEST = 12
 """Bytes a file has at most: enough for a head, a middle and a tail."""
+FOLIO = 4
+"""Bytes in a folio: the unit in which stores through a mapping are told."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,19 +44,24 @@ class Node:
     parent: Node | None = None
     late: tuple[int, int] | None = None
     """An append (offset, length) that was told before it took effect."""
+    mapped: bool = False
+    """It has, or had, a writable shared mapping."""
+    writable: set[int] = field(default_factory=set)
+    """Folios that can be stored to without a fault: nobody is told."""
     stayed: bool = False
     """It has a name in the tree, and had since the mark was set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """A record of the byte channel; `kind` is one of WRITE, SIZE, TAIL, ATTR, WHOLE."""
+    """A record of the byte channel; `kind` is the name of an EventKind."""
 
     kind: str
     id: FileId
     offset: int
     length: int
     time: int
+    mapped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,7 @@ class World:
         if kind in ("WRITE", "TAIL") and self.rng.random() < 0.04:
             kind = "WHOLE"  # the record was lost and the inode marked instead
             node.stayed = False
-        self.bytes.append(Bytes(kind, node.id, offset, length, self.clock))
+        self.bytes.append(Bytes(kind, node.id, offset, length, self.clock, node.mapped))
 
     def look(self, slot: Slot | None, node: Node, *, gone: bool = False) -> None:
         """A name event about `node`; `gone`: it left the slot."""
@@ -254,6 +261,7 @@ class World:
         self._wrote(node)
         if size < len(node.data):
             del node.data[size:]
+            node.writable = {folio for folio in node.writable if folio * FOLIO < size}
         else:
             node.data.extend(bytes(size - len(node.data)))
         self.say("SIZE", node, size)
@@ -265,6 +273,7 @@ class World:
             return False
         self._wrote(node)
         del node.data[offset : offset + length]
+        node.writable.clear()
         self.say("TAIL", node, offset)
         return True
 
@@ -274,8 +283,31 @@ class World:
             return False
         self._wrote(node)
         node.data[offset:offset] = bytes(length)
+        node.writable.clear()
         self.say("TAIL", node, offset)
         return True
+
+    def store(self, node: Node, offset: int) -> bool:
+        """A byte through a mapping: only the first store into a clean folio is seen."""
+        if node.kind is not Kind.FILE or offset >= len(node.data):
+            return False
+        folio = offset // FOLIO
+        if folio not in node.writable:
+            node.writable.add(folio)
+            node.mapped = True
+            node.mtime_ns = node.ctime_ns = self.clock
+            self.say("FOLIO", node, folio * FOLIO, FOLIO)
+        node.data[offset] = self._fresh()
+        return True
+
+    def clean(self, node: Node, start: int, end: int) -> None:
+        """These bytes' folios are written out: the next store into each faults again."""
+        node.writable = {folio for folio in node.writable if not start < (folio + 1) * FOLIO or folio * FOLIO >= end}
+
+    def sync(self) -> None:
+        """Everything is written out."""
+        for node in self.nodes.values():
+            node.writable.clear()
 
     def begin_append(self, node: Node, length: int) -> bool:
         """A write at the end of which the record comes first, and bytes and size later, outside any lock."""
@@ -381,6 +413,8 @@ class World:
             args = f"{node.id.ino}.{node.id.gen} {offset}+{length}"
             if what == "truncate":
                 done = self.truncate(node, offset)
+            elif what == "store":
+                done = self.store(node, offset)
             elif what == "append":
                 done = self.begin_append(node, length)
             elif what == "append-end":
@@ -475,6 +509,7 @@ _FILE_ID = re.compile(r"FileId\(fs=0, root=0, ino=(\d+), gen=(\d+)\)")
 _MIX = {
     "rename": 24,
     "write": 20,
+    "store": 8,
     "append": 3,
     "append-end": 6,
     "unlink": 10,

@@ -271,6 +271,39 @@ def test_what_others_did_to_the_replica_is_undone(pair: Pair) -> None:
     pair.check()
 
 
+def test_a_directory_replaced_by_another_is_asked_for_with_all_in_it(pair: Pair) -> None:
+    world = pair.world
+    top = world.make(ROOT, b"dir", Kind.DIRECTORY)
+    world.make(top, b"old", content=b"1")
+    pair.sync()
+    pair.reopen()
+    os.rename(pair.root / "dir", pair.root.parent / "aside")
+    (pair.root / "dir").mkdir()
+    new = world.make(top, b"new", content=b"2")
+    answer = world.tell(pair.mirror, {Slot(top, b"new"): new}, [world.fact(new)])
+    assert top in answer.needs
+    world.tell_until_quiet(pair.mirror, answer)
+    pair.check()
+    shutil.rmtree(pair.root.parent / "aside")
+
+
+def test_a_dead_directory_goes_with_what_others_put_there(pair: Pair) -> None:
+    world = pair.world
+    top = world.make(ROOT, b"dir", Kind.DIRECTORY)
+    inner = world.make(top, b"f", content=b"1")
+    kept = world.make(ROOT, b"kept", content=b"2")
+    pair.sync()
+    (pair.root / "dir/sub/sub").mkdir(parents=True)
+    (pair.root / "dir/sub/foreign").write_text("x")
+    os.link(pair.root / "kept", pair.root / "dir/sub/link")
+    for id in (top, inner):
+        del world.inodes[id]
+    world.names = {Slot(ROOT, b"kept"): kept}
+    answer = world.tell(pair.mirror, {Slot(ROOT, b"dir"): None}, dead=[top, inner])
+    assert not answer.refusals
+    pair.check()
+
+
 def test_a_foreign_entry_makes_way_and_a_known_one_survives_it(pair: Pair) -> None:
     world = pair.world
     kept = world.make(ROOT, b"kept", content=b"precious")
@@ -385,6 +418,44 @@ def test_an_immutable_file_does_not_stop_the_others(pair: Pair, monkeypatch: pyt
     assert (pair.root / "stuck").read_bytes() == b"1"
     monkeypatch.setattr(syscalls, "renameat2", real)
     world.tell_until_quiet(pair.mirror, answer)
+    pair.check()
+
+
+def test_a_full_state_directory_changes_nothing_in_the_tree(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = pair.world
+    known = world.make(ROOT, b"known", content=b"1")
+    pair.sync()
+    real = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        real(fd, data[:5])
+        return 5
+
+    monkeypatch.setattr(os, "write", full)
+    new = world.make(ROOT, b"new", content=b"2")
+    world.inodes[known].content = b"3"
+    answer = world.tell(pair.mirror, dict(world.names), [world.fact(new), world.fact(known, whole=False)])
+    assert {refusal.id for refusal in answer.refusals} == {new, known}
+    assert (pair.root / "known").read_bytes() == b"1"
+    assert not (pair.root / "new").exists()
+    monkeypatch.setattr(os, "write", real)
+    world.tell_until_quiet(pair.mirror, answer)
+    pair.reopen()
+    assert pair.mirror.open_epoch == world.epoch
+    world.tell_until_quiet(pair.mirror, world.tell_all(pair.mirror))
+    pair.check()
+
+
+def test_limbo_is_no_extra_name(pair: Pair) -> None:
+    world = pair.world
+    kept = world.make(ROOT, b"kept", content=b"1")
+    pair.sync()
+    world.tell(pair.mirror, {Slot(ROOT, b"kept"): None})
+    assert pair.mirror.extra_names(ROOT) == []
+    assert pair.mirror.list_directory(ROOT) == []
+    assert pair.mirror.nameless(9) == [kept]
+    pair.mirror.remove_extra(ROOT, b".rsyncfs-limbo")
+    assert not world.tell(pair.mirror, {Slot(ROOT, b"kept"): kept}).needs
     pair.check()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from replicator.capture.probe import examine
 from replicator.capture.sensor import Filesystem
 from replicator.capture.tracepoint import FAMILIES, TracepointSensor
 from replicator.errors import EnvironmentFault
+from replicator.resources import ebpf_directory
 from tests.native.traced import Traced, kernel_dev, traced
 from tests.support.deadline import eventually
 from tests.support.filesystems import filesystem
@@ -217,6 +219,7 @@ ATTACH = """
 from replicator.capture.sensor import Filesystem
 from replicator.capture.tracepoint import TracepointSensor
 from replicator.errors import EnvironmentFault
+from replicator.resources import ebpf_directory
 try:
     TracepointSensor().attach(Filesystem("ext4", 1))
 except EnvironmentFault as fault:
@@ -239,6 +242,27 @@ def test_root_without_capabilities_is_told_so() -> None:
 def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(EnvironmentFault, match="needs root"):
+        TracepointSensor().attach(Filesystem("ext4", 1))
+
+
+def test_a_process_without_stderr_can_attach() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; os.close(2)" + ATTACH + "print('attached')"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout == "attached\n"
+
+
+def test_sources_that_do_not_compile_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = tmp_path / "ebpf"
+    shutil.copytree(ebpf_directory(), sources)
+    with (sources / "ext4.c").open("a") as file:
+        file.write("int broken(void) { return no_such_thing; }\n")
+    monkeypatch.setattr("replicator.capture.compile.ebpf_directory", lambda: sources)
+    with pytest.raises(EnvironmentFault, match=r"cannot be compiled for this kernel \(ext4\.c:\d+:.* 'no_such_thing'"):
         TracepointSensor().attach(Filesystem("ext4", 1))
 
 
