@@ -214,13 +214,12 @@ def _raise_error(answer: dict[str, Any]) -> None:
 
 def _serve(daemon: _Daemon, metrics: str | None, registry: Any, started: Callable[[], None]) -> None:
     """Run in the foreground until SIGTERM or SIGINT."""
-    from replicator.link.address import parse_address
-    from replicator.observe.http import MetricsServer
+    from replicator.observe.http import MetricsServer, metrics_address
 
     server = None
     try:
         if metrics is not None:
-            server = MetricsServer(parse_address(metrics), registry)
+            server = MetricsServer(metrics_address(metrics), registry)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())
         started()

@@ -155,7 +155,9 @@ class Demo:
             if self._json:
                 self._drive(workload, started, lambda: None)
             else:
-                with Live(self._table(before, before, workload), console=self._console, auto_refresh=False) as live:
+                with Live(
+                    self._table(before, before, workload), console=self._console, auto_refresh=False, transient=True
+                ) as live:
                     self._drive(
                         workload,
                         started,
@@ -164,7 +166,7 @@ class Demo:
         list(ask(state, {"op": "wait"}, START))
         seconds = time.monotonic() - started
         status = _status(state)
-        verdict = [line for line in ask(state, {"op": "verify"}, START)][-1]
+        verdict = list(ask(state, {"op": "verify"}, START))[-1]
         if "error" in verdict:
             raise RsyncfsError(verdict["error"])
         summary = {
@@ -180,9 +182,8 @@ class Demo:
             print(orjson.dumps(summary).decode())
         else:
             self._console.print(self._table(status, before, workload))
-            self._console.print(
-                f"compared {verdict['files']} files and {verdict['bytes']} bytes on both sides after {workload.acts} acts:"
-            )
+            counted = f"{verdict['files']} files and {verdict['bytes']} bytes"
+            self._console.print(f"compared {counted} on both sides after {workload.acts} acts:")
             print("identical" if summary["identical"] else "DIFFERENT")
         return 0 if summary["identical"] else 1
 

@@ -32,7 +32,9 @@ def render(report: dict[str, Any]) -> str:
     lines.append("")
     for filesystem in report["filesystems"]:
         missing = [item for item in filesystem["coverage"] if not item["covered"]]
-        verdict = "cannot be followed" if not filesystem["usable"] else "followed" if not missing else "followed in part"
+        verdict = (
+            "cannot be followed" if not filesystem["usable"] else "followed" if not missing else "followed in part"
+        )
         lines.append(f"  {filesystem['fstype']:6} {verdict}")
         lines += [f"         without {item['mechanism']}: {item['reason']}" for item in missing]
         lines += [f"         {limit}" for limit in filesystem["limits"]]

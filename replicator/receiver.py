@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from replicator import __version__
-from replicator.answers import Answers
+from replicator.answers import NAMELESS, Answers
 from replicator.config import ReceiveOptions
 from replicator.errors import EnvironmentFault, RefusedError, RemoteError
 from replicator.link import message as m
@@ -153,7 +153,7 @@ class Receiver:
         match heard:
             case m.Hello():
                 self._greet(connection, heard)
-            case Epoch(facts, payload) if connection is self._session:
+            case Epoch(facts, _) if connection is self._session:
                 self._apply(connection, facts.epoch, heard)
             case m.Check(request, body) if connection is self._session:
                 connection.say(m.Checked(request, self._answers.answer(body)))
@@ -203,8 +203,8 @@ class Receiver:
         if not hello.source:
             return m.Refuse(
                 "version",
-                f"the sender speaks protocol versions {hello.oldest} to {hello.newest}, this receiver {m.OLDEST_PROTOCOL}"
-                f" to {m.PROTOCOL}: bring both hosts to the same version of rsyncfs",
+                f"the sender speaks protocol versions {hello.oldest} to {hello.newest}, this receiver"
+                f" {m.OLDEST_PROTOCOL} to {m.PROTOCOL}: bring both hosts to the same version of rsyncfs",
                 permanent=True,
             )
         if self.mirror.source not in (None, hello.source):
@@ -301,6 +301,7 @@ class Receiver:
             except (LinkLost, RemoteError, RefusedError) as error:
                 self._ended(connection, str(error), logging.INFO)
         self.metrics.connected.set(1 if self._session is not None else 0)
+        self.metrics.limbo_files.set(len(self.mirror.nameless(NAMELESS)))
         self.metrics.epoch_open.set(1 if self.mirror.open_epoch else 0)
         sent, received = self._bytes
         for connection in self._interests:

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from replicator import __version__
+from replicator.capture.select import sensor_name
 from replicator.observe.control import Caller
 from replicator.observe.log import printable
 from replicator.verify import Verification
@@ -61,7 +62,7 @@ class Requests:
             "phase": sender.phase,
             "connected": sender.uplink.connection is not None,
             "waiting_for": sender.uplink.waiting_for,
-            "sensor": type(sender.sensor).__name__.removesuffix("Sensor").lower(),
+            "sensor": sensor_name(sender.sensor),
             "files": len(sender.index),
             "dirty_files": len(sender.table) + outbox.reading,
             "dirty_bytes": outbox.dirty_bytes(),

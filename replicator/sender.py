@@ -26,7 +26,7 @@ from replicator.barrier import Barriers
 from replicator.capture.event import EventKind
 from replicator.capture.names import InodeLook, Names, Overflow, SlotLook
 from replicator.capture.probe import LIMITS
-from replicator.capture.select import select_sensor
+from replicator.capture.select import select_sensor, sensor_name
 from replicator.capture.sensor import NAMELESS_LOSSES, Sensor
 from replicator.config import SendOptions
 from replicator.dirty.merge import merge
@@ -98,6 +98,7 @@ class Sender:
         self.sensor: Sensor = select_sensor(options.sensor, self.source.fstype)
         self.sensor.attach(self.source)
         defer(self.sensor.close)
+        self.metrics.sensor.info({"sensor": sensor_name(self.sensor)})
         for limit in LIMITS.get(self.source.fstype, ()):
             log.warning("%s", limit)
         self.names = Names(self.source)
@@ -147,7 +148,7 @@ class Sender:
         self._stopping = True
 
     def run(self) -> None:
-        """Replicate until `stop`. RefusedError if the receiver will not have us, EnvironmentFault if the source goes."""
+        """Replicate until `stop`. RefusedError if the receiver never takes us, EnvironmentFault if the source goes."""
         while not self._stopping:
             for key, events in self.selector.select(self._patience()):
                 if isinstance(key.data, ControlServer) or hasattr(key.data, "caller"):
@@ -321,6 +322,8 @@ class Sender:
 
     def _hear(self, now: int) -> None:
         heard = self.uplink.turn()
+        sent, received = self.uplink.wire_bytes
+        self.metrics.wire_bytes.follow({"sent": sent, "received": received})
         connection = self.uplink.connection
         if connection is not self._session:
             if self._session is not None:
@@ -500,12 +503,11 @@ class Sender:
         metrics.inflight_epochs.set(len(self.outbox.inflight))
         metrics.scan_files.set(len(self.index))
         metrics.scan_running.set(0 if self.resolver.complete else 1)
-        sent, received = self.uplink.wire_bytes
-        metrics.wire_bytes.follow({"sent": sent, "received": received})
         self._oldest = self.outbox.oldest() or 0
         connection = self.uplink.connection
         info = connection.transport.tcp_info() if connection is not None else None
         metrics.tcp_rtt.set(info.rtt_seconds if info else math.nan)
+        metrics.tcp_unsent_bytes.set(info.unsent_bytes if info else 0)
         metrics.tcp_retransmits.follow(info.retransmits if info else 0)
 
     def oldest_age(self) -> float:

@@ -19,13 +19,13 @@ from replicator.capture.event import TO_THE_END, EventKind
 from replicator.capture.names import Names, Overflow, SlotLook
 from replicator.capture.select import select_sensor
 from replicator.dirty.generations import Generations
+from replicator.model import FileId
 from replicator.observe.log import printable
 from replicator.source.look import SourceNamespace
 from replicator.tree.exclude import Exclude
 from replicator.tree.handles import SourceRoot
 from replicator.tree.index import TreeIndex
 from replicator.tree.resolver import Resolver
-from replicator.model import FileId
 
 _KINDS = {int(kind): kind.name.lower() for kind in EventKind}
 
@@ -79,7 +79,7 @@ class Tracer:
                     sys.stdout.flush()
                 self._tell_losses()
         except BrokenPipeError:
-            sys.stdout = open("/dev/null", "w")  # noqa: SIM115, PTH123
+            sys.stdout = open("/dev/null", "w")  # noqa: SIM115
         finally:
             selector.close()
 

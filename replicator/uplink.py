@@ -1,8 +1,8 @@
 """The sender's end of the link: keeps a session with the receiver, whatever becomes of the network.
 
-Takes an address; gives an open `Connection`, or None while there is none. Tries again at once when a link, address or route
-changed, otherwise after a capped, jittered pause. Driven by a selector loop; never blocks but for the look-up of a host
-name. A refusal that trying again cannot mend comes out as RefusedError.
+Takes an address; gives an open `Connection`, or None while there is none. Tries again at once when a link, address or
+route changed, otherwise after a capped, jittered pause. Driven by a selector loop; never blocks but for the look-up of
+a host name. A refusal that trying again cannot mend comes out as RefusedError.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One worker thread for jobs that the loop must not wait for; their results come back into the loop.
 
-Takes functions; calls back, in the loop, with what they returned. A job that raises gives its exception to the callback.
+Takes functions; calls back, in the loop, with what they returned. A job that raises gives its exception to the
+callback.
 """
 
 from __future__ import annotations

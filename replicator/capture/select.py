@@ -9,6 +9,11 @@ from replicator.errors import EnvironmentFault, UsageError
 SENSORS = ("auto", "tracepoint", "vfs")
 
 
+def sensor_name(sensor: Sensor) -> str:
+    """As --sensor takes it."""
+    return type(sensor).__name__.removesuffix("Sensor").lower()
+
+
 def select_sensor(wanted: str, fstype: str) -> Sensor:
     """A sensor, not attached yet. UsageError for an unknown name, EnvironmentFault for one that is not to be had."""
     if wanted not in SENSORS:

@@ -8,6 +8,7 @@ matter, since ranges unite and sizes take the minimum. Pure.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def merge(records: Events, table: DirtyTable, is_member: Callable[[FileId], bool
     )
     bounds = [0, *(edges + 1).tolist(), len(batch)]
     taken = 0
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds):
         head: Any = batch[first]
         id = FileId(int(head["fs"]), int(head["root"]), int(head["ino"]), int(head["gen"]))
         if not is_member(id):

@@ -67,7 +67,8 @@ class Executor:
                 self._intents.append(self._intent(run))
         except OSError as error:
             for step in plan.steps[made:]:
-                self._refuse(run, step, f"intent log: {error.strerror}")
+                if not isinstance(step, Stamp):
+                    self._refuse(run, step, f"intent log: {error.strerror}")
             return self._answer(run)
         for step in plan.steps[made:]:
             self._guarded(run, step)

@@ -3,13 +3,13 @@
     plan(facts, view) -> Plan(steps, needs, looks)
 
 Promises, for a View that tells the truth and steps taken in order: no step removes the last name of an inode that is
-not in `facts.dead`; a slot that has an occupant before and after never is empty between; an inode gets a name in the
-tree only when its content is complete; no directory is cut off from the root by a cycle. What cannot be yet becomes a
+not in `facts.dead`; a slot that has a file before and after never is empty between; an inode gets a name in the tree
+only when its content is complete; no directory is cut off from the root by a cycle. What cannot be yet becomes a
 look (the slot keeps its old occupant) or a need. An epoch planned again after part of its steps were taken gives the
 remaining ones.
 
-Order: new inodes into limbo; directories, parents first; other names; what no fact wants any more; bytes and attributes
-of known inodes; the dead; directories' times.
+Order: new inodes into limbo; bytes of what gets a name; directories, parents first; other names; what no fact wants any
+more; bytes and attributes of all other known inodes; the dead; directories' times.
 """
 
 from __future__ import annotations

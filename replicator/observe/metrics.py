@@ -110,8 +110,8 @@ class SenderMetrics(_Side):
         self.tcp_retransmits = self._counter(
             "rsyncfs_tcp_retransmits", "Segments of the replication connection that were sent again."
         )
-        self.tcp_unacked_bytes = self._gauge(
-            "rsyncfs_tcp_unacked_bytes", "Bytes handed to the connection that the other host has not acknowledged."
+        self.tcp_unsent_bytes = self._gauge(
+            "rsyncfs_tcp_unsent_bytes", "Bytes handed to the kernel that the network has not taken yet."
         )
         self.sensor = Info("rsyncfs_sensor", "How writes are seen (tracepoint, vfs).", registry=self.registry)
         self.sensor.info({"sensor": "none"})
@@ -130,4 +130,3 @@ class ReceiverMetrics(_Side):
             "rsyncfs_epoch_open", "1 while the replica holds a part of an epoch: it is incomplete until the rest comes."
         )
         self.limbo_files = self._gauge("rsyncfs_limbo_files", "Inodes that are kept without a name of the user's.")
-        self.inventory_files = self._gauge("rsyncfs_inventory_files", "Inodes that the replica's inventory knows.")

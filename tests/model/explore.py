@@ -121,7 +121,7 @@ class Run:
         self.sender.ask_names()
         self.up += self.sender.questions
         self.sender.questions.clear()
-        composed = self.sender.outbox.compose()
+        composed = self.sender.compose()
         if composed is not None:
             self.up.append(composed)
             for fact in composed[0].inodes:

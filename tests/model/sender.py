@@ -23,8 +23,8 @@ import replicator.source.read as read_module
 from replicator.barrier import Barriers
 from replicator.capture.event import EVENT, EventFlag, EventKind
 from replicator.dirty.merge import merge
-from replicator.model import FileId, Kind, Slot
-from replicator.source.outbox import Flush, Outbox
+from replicator.model import Facts, FileId, Kind, Slot
+from replicator.source.outbox import Flush, Outbox, Payload
 from replicator.source.pages import PageHashes
 from replicator.source.read import Outcome, Reader
 from replicator.tree.handles import Stale
@@ -199,6 +199,8 @@ class Sender:
         self.questions: list[Names | Nameless] = []
         self.phase = "scanning"
         self.turn = 0
+        self.looked = False
+        """Names were looked at since records were last merged to the end."""
         self._comparing: dict[FileId, Due] = {}
         self.outbox.checking = checking
         self.pages = PageHashes()
@@ -252,10 +254,11 @@ class Sender:
         changes = self.outbox.resolver.resolve(self.calls, self.now)
         if self.world.trace is not None:
             self.world.note(
-                f"sender: slots {[(slot, self.outbox.index.get(slot)) for slot, _ in changes.slots]}"
-                f" members {[id for id, _ in changes.members]} dead {[id for id, _ in changes.dead]}"
+                f"sender: slots {[(slot, self.outbox.index.get(slot)) for slot, *_ in changes.slots]}"
+                f" members {[id for id, *_ in changes.members]} dead {[id for id, *_ in changes.dead]}"
             )
-        self.outbox.changed(changes)
+        self.outbox.changed(changes, self.now)
+        self.looked = True
         if self.phase == "scanning" and not self.outbox.resolver.workable:
             self.outbox.resolver.complete = True
             self.phase = "sending"
@@ -328,6 +331,13 @@ class Sender:
                     self.outbox.generations.release(due.generation)
             else:
                 self.phase = "scanning"
+
+    def compose(self) -> tuple[Facts, Payload] | None:
+        """The next epoch. Slots go with the bytes from before they were looked at, so these are merged first."""
+        if self.looked:
+            self.take_bytes(len(self.world.bytes))
+            self.looked = False
+        return self.outbox.compose()
 
     def start_reads(self, count: int) -> None:
         for flush in self.outbox.next_reads(self.now, count, big=6, big_items=1):

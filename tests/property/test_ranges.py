@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +41,7 @@ def test_covers_exactly_what_was_added_and_not_removed(actions: list[tuple[str, 
 def test_stays_sorted_disjoint_and_not_touching(actions: list[tuple[str, tuple[int, int]]]) -> None:
     spans = list(built(actions))
     assert all(start < end for start, end in spans)
-    assert all(before[1] < after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in pairwise(spans))
 
 
 @given(st.lists(SPANS, max_size=40), st.integers(1, 6))

@@ -265,10 +265,12 @@ def test_the_bytes_of_a_waiting_inode_come_before_its_name() -> None:
     assert not result.needs
 
 
-def test_the_bytes_of_a_known_inode_follow_the_names() -> None:
-    view = replica({at(ROOT, "x"): X})
+def test_what_gets_a_name_has_its_bytes_before() -> None:
+    view = replica({at(ROOT, "x"): X, at(ROOT, "y"): Y})
     part = fact(X, whole=False, data=(Extent(1, 1),))
-    steps = planned(view, {at(ROOT, "x"): None, at(ROOT, "y"): X}, [part]).steps
+    steps = planned(view, {at(ROOT, "x"): None, at(ROOT, "z"): X}, [part]).steps
+    assert kinds(steps) == [Write, Adorn, Rename]
+    steps = planned(view, {at(ROOT, "y"): None}, [part]).steps
     assert kinds(steps) == [Rename, Write, Adorn]
 
 
