@@ -179,12 +179,18 @@ class Receiver:
         if refusal is not None:
             log.warning("refused %s: %s", connection.transport.peer, refusal.reason)
             connection.say(refusal)
-            self._drop(connection, None, linger=True)
+            self._drop(connection, None)
             return
         if self._session is not None:
             self._drop(self._session, "the sender connected anew")
         self._greeters.discard(connection)
-        self.mirror.begin(hello.source, hello.root, hello.instance)
+        try:
+            self.mirror.begin(hello.source, hello.root, hello.instance)
+        except RefusedError as error:
+            log.warning("refused %s: %s", connection.transport.peer, error)
+            connection.say(m.Refuse("foreign-root", str(error), permanent=True))
+            self._drop(connection, None)
+            return
         self._session, self._peer = connection, connection.transport.peer
         connection.say(
             m.Welcome(
@@ -234,8 +240,8 @@ class Receiver:
         log.log(level, "%s: %s", connection.transport.peer, reason)
         self._drop(connection, None)
 
-    def _drop(self, connection: Connection, reason: str | None, *, linger: bool = False) -> None:
-        """Hang up, with a word if there is one; `linger`: let the peer read what was said first."""
+    def _drop(self, connection: Connection, reason: str | None) -> None:
+        """Hang up, with a word if there is one."""
         if self._interests.pop(connection, None) is None:
             return
         self.selector.unregister(connection.fileno())

@@ -222,7 +222,7 @@ class Sender:
             for kind, amount in enumerate(np.bincount(records["kind"]).tolist()):
                 if amount:
                     self.metrics.events.add(_KINDS.get(kind, "whole"), amount)
-            merge(records, self.table, self.index.is_member)
+            merge(records, self.table, self.index.is_member, self.outbox.outsiders)
             self.sensor.advance()
 
     def check_losses(self) -> None:

@@ -94,9 +94,11 @@ class Uplink:
                     return []
                 self._connect()
             return self._exchange()
-        except (LinkLost, RemoteError) as error:
+        except LinkLost as error:
             self._lost(str(error))
-            return []
+        except RemoteError as error:
+            self._lost(f"{self._address}: {error}")
+        return []
 
     def say(self, message: m.Message) -> bool:
         """Say something in the open session; False if there is none (any more)."""

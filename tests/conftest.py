@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +47,11 @@ def pytest_runtest_setup() -> None:
     pairs.started[:] = [process for process in pairs.started if process.running()]
 
 
+def remove(top: Path) -> None:
+    """Remove a tree, however deep it is."""
+    subprocess.run(["rm", "-rf", "--", top], check=False, capture_output=True)
+
+
 @dataclass
 class Stage:
     """Where pairs run: a source and a replica filesystem, and the pair on them, made when first asked for."""
@@ -78,8 +83,8 @@ class Stage:
         """End the pair at once, without judging it."""
         if self.pair is not None:
             self.pair.kill()
-            shutil.rmtree(self.pair.source, ignore_errors=True)
-            shutil.rmtree(self.pair.replica, ignore_errors=True)
+            remove(self.pair.source)
+            remove(self.pair.replica)
         self.pair = None
 
     def close(self) -> None:
@@ -159,4 +164,4 @@ def case(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Case]:
     if request.node.stash.get(failed_key, False):
         stage.drop()
     else:
-        shutil.rmtree(made.source, ignore_errors=True)
+        remove(made.source)

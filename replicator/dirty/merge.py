@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from replicator.capture.event import EventFlag, EventKind, Events
+from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
 from replicator.model import END_OF_FILE, FileId
 
 
-def merge(records: Events, table: DirtyTable, is_member: Callable[[FileId], bool]) -> int:
-    """Mark what `records` say; returns how many of them belong to members."""
+def merge(records: Events, table: DirtyTable, is_member: Callable[[FileId], bool], outsiders: MappedOutsiders) -> int:
+    """Mark what `records` say; returns how many of them belong to members. `outsiders` notes the others' mappings."""
     order = np.lexsort((records["gen"], records["ino"], records["root"], records["fs"]))
     batch = records[order]
     edges = np.flatnonzero(
@@ -34,9 +35,11 @@ def merge(records: Events, table: DirtyTable, is_member: Callable[[FileId], bool
     for first, last in pairwise(bounds):
         head: Any = batch[first]
         id = FileId(int(head["fs"]), int(head["root"]), int(head["ino"]), int(head["gen"]))
-        if not is_member(id):
-            continue
         group = batch[first:last]
+        if not is_member(id):
+            if np.any((group["flags"] & EventFlag.MAPPED != 0) | (group["kind"] == EventKind.FOLIO)):
+                outsiders.note(id)
+            continue
         taken += last - first
         _mark(table.mark(id, int(group["ts"].min()), complete=True), group)
     return taken

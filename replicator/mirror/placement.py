@@ -55,6 +55,10 @@ class Placement:
         for place in touched:
             if place.parent != LIMBO:
                 self.renamed_in[place.parent] = None
+            # XFS sets a directory's own modification time when an exchange gives it another parent.
+            moved = self._names.bound(place)
+            if moved is not None and self._names.is_directory(moved):
+                self.renamed_in[moved] = None
 
     def drop(self, id: FileId, place: Slot) -> None:
         """Take a name away. The last name of what is not dead moves to limbo; dead directories wait for their turn."""

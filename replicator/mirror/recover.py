@@ -82,9 +82,11 @@ class Recovery:
 
     def disturbed(self) -> list[FileId]:
         """The directories whose modification times may be the crash's instead of the source's."""
-        parents = dict.fromkeys(place.parent for intent in self._intents for place in intent.places)
-        parents[self._inventory.root] = None
-        return [id for id in parents if self._inventory.record(id) is not None]
+        places = [place for intent in self._intents for place in intent.places]
+        ids = {self._inventory.root, *(place.parent for place in places)}
+        ids.update(id for id in map(self._inventory.bound, places) if id is not None)
+        records = ((id, self._inventory.record(id)) for id in ids)
+        return [id for id, record in records if record is not None and record.kind is Kind.DIRECTORY]
 
     def owed_times(self) -> list[tuple[FileId, int]]:
         """The times of new files whose data is not durable yet."""

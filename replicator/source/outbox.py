@@ -19,6 +19,7 @@ from itertools import islice
 from typing import TypeVar
 
 from replicator.dirty.generations import Generations
+from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
 from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Slot, SlotFact
@@ -94,6 +95,7 @@ class Outbox:
         self._clock = clock
         self.generations = Generations()
         self.table = DirtyTable(self.generations)
+        self.outsiders = MappedOutsiders()
         self.index = TreeIndex(root)
         self.resolver = Resolver(self.index, exclude, self.generations)
         self.inflight: deque[Epoch] = deque()
@@ -193,6 +195,7 @@ class Outbox:
 
     def _owe_new(self, id: FileId, since: int, generation: int | None) -> None:
         owed = self.table.mark(id, since, generation)
+        owed.mapped |= self.outsiders.take(id)
         if self.checking and not owed.touched:
             owed.check = True
         else:

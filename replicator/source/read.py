@@ -26,7 +26,6 @@ HOLES_FROM = 1 << 16
 SETTLED_AFTER = 50_000_000
 """A file whose ctime was younger than this (ns) when its flush was taken may have changed, or change, unseen by it."""
 BEYOND_TRIES = 3
-OPEN_TRIES = 3
 _FLUSH = syscalls.SYNC_FILE_RANGE_WAIT_BEFORE | syscalls.SYNC_FILE_RANGE_WRITE | syscalls.SYNC_FILE_RANGE_WAIT_AFTER
 
 
@@ -58,7 +57,7 @@ class Reader:
         """The next slice of a flush. Never raises OSError: that is in the outcome."""
         outcome = Outcome(flush)
         try:
-            fd = self._open(flush.owed.id)
+            fd = self._source.open_to_read(flush.owed.id)
         except Stale:
             outcome.gone = True
             return outcome
@@ -72,15 +71,6 @@ class Reader:
         finally:
             os.close(fd)
         return outcome
-
-    def _open(self, id: FileId) -> int:
-        for _ in range(OPEN_TRIES):
-            try:
-                return self._source.open_to_read(id)
-            except OSError as error:  # an inode that is just being removed; the next try says so
-                if error.errno != errno.ENOMEM:
-                    raise
-        return self._source.open_to_read(id)
 
     def _read(self, fd: int, flush: Flush, outcome: Outcome) -> None:
         waited = time.monotonic_ns()

@@ -23,6 +23,7 @@ from replicator.model import FileId
 from replicator.tree.handle_form import FORMS
 from replicator.tree.mount import Mount, mount_of
 
+_TRIES: Final = 10
 _READ: Final = os.O_RDONLY | os.O_NOATIME | os.O_NONBLOCK | os.O_NOCTTY
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW
 _BTRFS_EMPTY: Final = 2  # BTRFS_EMPTY_SUBVOL_DIR_OBJECTID
@@ -207,12 +208,7 @@ class SourceRoot:
             kind, handle = self._build(id)
         except struct.error:
             raise Stale(id) from None  # numbers that no inode of this filesystem can have
-        try:
-            fd = syscalls.open_by_handle_at(self.read_fd, kind, handle, flags)
-        except OSError as error:
-            if error.errno == errno.ESTALE:
-                raise Stale(id) from None
-            raise
+        fd = self._open_by_handle(id, kind, handle, flags)
         if id.gen == 0 and self._zero_is_any:
             try:
                 same = self.id_of(fd) == id
@@ -223,6 +219,18 @@ class SourceRoot:
                 os.close(fd)
                 raise Stale(id)
         return fd
+
+    def _open_by_handle(self, id: FileId, kind: int, handle: bytes, flags: int) -> int:
+        for last in (False,) * (_TRIES - 1) + (True,):
+            try:
+                return syscalls.open_by_handle_at(self.read_fd, kind, handle, flags)
+            except OSError as error:
+                if error.errno == errno.ESTALE:
+                    raise Stale(id) from None
+                # Also what the kernel says, for a moment, of an inode that is being removed.
+                if error.errno != errno.ENOMEM or last:
+                    raise
+        raise Stale(id)
 
     def open_to_read(self, id: FileId) -> int:
         """A readable descriptor of a regular file or directory; of anything else, which is never opened, O_PATH.

@@ -260,7 +260,7 @@ class Resolver:
                 if claims.get(old) or any(name not in observed for name in self.index.slots_of(old)):
                     continue
                 if old not in alive:
-                    alive[old] = view.alive(old)
+                    alive[old] = _may_live(view, old)
                 hold = self._held.get(slot)
                 if alive[old] and (old in awaited or not self._expired(hold, now)):
                     if hold is None:
@@ -328,7 +328,7 @@ class Resolver:
         )
         for id in [id for id, due in self._dying.items() if due.order < first]:
             due = self._dying[id]
-            if self.index.is_directory(id) and self.index.children(id) and not view.alive(id):
+            if self.index.is_directory(id) and self.index.children(id) and not _may_live(view, id):
                 for name in self.index.children(id):
                     if Slot(id, name) not in self._held:
                         self._follow(self._due, Slot(id, name), due)
@@ -338,3 +338,11 @@ class Resolver:
                 if lost != id:
                     due = Due(self._generations.hold(due.generation), due.since)
                 changes.dead.append((lost, due))
+
+
+def _may_live(view: Namespace, id: FileId) -> bool:
+    """An inode that cannot be looked at is not dead."""
+    try:
+        return view.alive(id)
+    except OSError:
+        return True

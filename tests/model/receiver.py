@@ -151,6 +151,8 @@ class Receiver:
         plan: Plan = planner.plan(facts, self.inventory)
         self._intents += [(step, facts) for step in plan.steps]
         refusals: dict[FileId, Refusal] = {}
+        before = {place: self.inventory.records[id].kind for place, id in self.inventory.names.items()}
+        emptied: set[Slot] = set()
         for number, step in enumerate(plan.steps):
             within = crash_at == number and self._rng.random() < 0.5
             if crash_at == number and not within:
@@ -171,6 +173,9 @@ class Receiver:
             if isinstance(step, Create):
                 self._made[step.id] = self.inventory.inodes[step.id]
             self._check(step)
+            emptied.update(place for place in _places(step) if place not in self.inventory.names)
+        if not refusals:
+            self._never_missing(before, emptied)
         for dead in facts.dead:
             if refusals and self.inventory.record(dead) is not None:
                 plan.needs[dead] = None  # what stood in its way was refused: say so, or nobody buries it
@@ -347,6 +352,15 @@ class Receiver:
     def _check(self, step: Step) -> None:
         if isinstance(step, Rename | Exchange | Rmdir | Unlink) and not self._rooted():
             raise Fault(f"{step} cut a directory off")
+
+    def _never_missing(self, before: dict[Slot, Kind], emptied: set[Slot]) -> None:
+        """A name that means a file before and after an epoch was there all the time."""
+        for place in emptied:
+            now = self.inventory.names.get(place)
+            if now is None or place not in before:
+                continue
+            if Kind.DIRECTORY not in (before[place], self.inventory.records[now].kind):
+                raise Fault(f"{place} was empty between two files")
 
     def _rooted(self) -> bool:
         """Every directory leads to the root or to limbo."""

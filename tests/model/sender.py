@@ -226,7 +226,7 @@ class Sender:
                 event["ino"], event["gen"] = record.id.ino, record.id.gen
                 event["flags"] = EventFlag.MAPPED if record.mapped else 0
                 event["off"], event["len"] = record.offset, record.length
-            merge(events, self.outbox.table, self.outbox.index.is_member)
+            merge(events, self.outbox.table, self.outbox.index.is_member, self.outbox.outsiders)
 
     def take_looks(self, count: int) -> None:
         """Carry some looks to the resolver; what a name changed in is looked at too, for its times."""

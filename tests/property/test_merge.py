@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from replicator.capture.event import EVENT, TO_THE_END, EventFlag, EventKind
 from replicator.dirty.generations import Generations
 from replicator.dirty.merge import merge
+from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable
 from replicator.model import END_OF_FILE, FileId
@@ -58,11 +59,18 @@ def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]]) -
             batch[at][key] = value
     together, single = DirtyTable(Generations()), DirtyTable(Generations())
     outsider = FileId(0, 1, 3, 2)
-    taken = merge(batch, together, lambda id: id != outsider)
+    outsiders = MappedOutsiders()
+    taken = merge(batch, together, lambda id: id != outsider, outsiders)
     for record in records:
         one_by_one(record, single)
     single.drop(outsider)
     assert {owed.id for owed in together.values()} == {owed.id for owed in single.values()}
+    mapped = any(
+        (r["root"], r["ino"], r["gen"]) == outsider[1:]
+        and (r["kind"] == EventKind.FOLIO or r["flags"] & EventFlag.MAPPED)
+        for r in records
+    )
+    assert outsiders.take(outsider) == mapped
     assert taken == sum((r["root"], r["ino"], r["gen"]) != outsider[1:] for r in records)
     for owed in together.values():
         expected = single.get(owed.id)
@@ -84,7 +92,7 @@ def test_offsets_beyond_four_gibibytes_and_to_the_end() -> None:
     batch["ino"], batch["kind"] = 7, EventKind.WRITE
     batch["off"], batch["len"] = [5 << 32, 9 << 40], [4096, TO_THE_END]
     table = DirtyTable(Generations())
-    merge(batch, table, lambda id: True)
+    merge(batch, table, lambda id: True, MappedOutsiders())
     owed = table.get(FileId(0, 0, 7, 0))
     assert owed is not None
     assert owed.ranges == RangeSet([(5 << 32, (5 << 32) + 4096), (9 << 40, END_OF_FILE)])
