@@ -37,7 +37,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         item.stash[failed_key] = True
         for process in pairs.started:
             report.sections.append(  # type: ignore[attr-defined]
-                (f"log of {process.words[0]} ({process.log.name})", process.text(LOG_LIMIT))
+                (f"log of {process.words[0]} ({process.log.name}), {process.fate()}", process.text(LOG_LIMIT))
             )
     return report
 

@@ -93,8 +93,15 @@ class Births:
                 limbo_fd, spare, self._ground.directory(place.parent), place.name, syscalls.RENAME_EXCHANGE
             )
             os.unlink(spare, dir_fd=limbo_fd)
+            self._owe_time(place.parent)
         os.unlink(name, dir_fd=limbo_fd)
         self._inventory.put(id, record, handle)
+
+    def _owe_time(self, directory: FileId) -> None:
+        """The exchange changed the directory's time, and perhaps no fact of this epoch is about it."""
+        record = self._inventory.record(directory)
+        if directory != LIMBO and record is not None and record.mtime_ns != -1:
+            self._inventory.owe_time(directory, record.mtime_ns)
 
     def _make(self, name: bytes, fact: InodeFact, pieces: list[Piece]) -> bytes:
         limbo_fd = self._ground.directory(LIMBO)

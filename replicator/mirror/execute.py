@@ -77,6 +77,10 @@ class Executor:
 
     def _answer(self, run: _Run) -> Answer:
         plan = run.plan
+        bound = {fact.id for fact in run.facts.slots}
+        for id in run.facts.dead:  # one that could not be given up must be declared dead again
+            if id not in bound and self._inventory.record(id) is not None:
+                plan.needs[id] = None
         return Answer(run.facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(run.refusals.values()))
 
     def verify_bound(self, slot: Slot, id: FileId, plan_needs: dict[FileId, None], looks: dict[Slot, None]) -> None:

@@ -60,6 +60,35 @@ def test_the_runs_are_of_substance() -> None:
     assert seen["link or sender: restart"] > 10
 
 
+def test_a_mapped_file_that_leaves_and_returns_is_flushed() -> None:
+    """A store is known but not sent when the file leaves the tree; it comes back, still storable without a fault."""
+    run = Run(0, Scope())
+    world, sender = run.world, run.sender
+    world.settle()
+    run._quiesce()
+    assert world.create(world.tree, b"mapped")
+    node = world.tree.names[b"mapped"]
+    assert world.write(node, 0, 6)
+    run._quiesce()
+    assert world.store(node, 0)
+    sender.take_bytes(len(world.bytes))
+    assert world.rename(world.tree, b"mapped", world.outside, b"mapped")
+    for _ in range(4):
+        sender.drain()
+        sender.resolve()
+    assert not sender.outbox.index.is_member(node.id)
+    assert world.rename(world.outside, b"mapped", world.tree, b"mapped")
+    sender.drain()
+    sender.resolve()
+    sender.start_reads(20)
+    while sender.outcomes:
+        sender.finish_read()
+    world.clock += 10
+    assert world.store(node, 1)
+    run._quiesce()
+    run._compare()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_broken_rule_is_found_out(mutant: Mutant) -> None:

@@ -68,11 +68,12 @@ def test_git_clone_and_gc(case: Case, repository: Path) -> None:
     run("git", "fsck", "--strict", cwd=case.replica / "clone")
 
 
-TRANSACTIONS = 3000
+TRANSACTIONS = 1000
 
 
 def _transactions(database: Path, over: threading.Event, counts: list[int]) -> None:
     with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
+        connection.execute("PRAGMA synchronous=NORMAL")
         number = 0
         while not over.is_set():
             with connection:

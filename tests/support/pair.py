@@ -49,10 +49,16 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def environment() -> dict[str, str]:
-    """What the product is started with: the caller's, the project importable, output as for a log file."""
+    """What the product is started with: the caller's, the project importable, no buffering, crashes told."""
     project = Path(__file__).resolve().parents[2]
     paths = [str(project), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "NO_COLOR": "1",
+        "PYTHONFAULTHANDLER": "1",
+    }
 
 
 def rsyncfs(
@@ -96,6 +102,11 @@ class Process:
 
     def running(self) -> bool:
         return self.process.poll() is None
+
+    def fate(self) -> str:
+        """Whether it runs or how it ended, in words; a negative code is the signal that killed it."""
+        code = self.process.poll()
+        return "still running" if code is None else f"ended with {code}"
 
     def text(self, limit: int = 8000) -> str:
         """The end of what it has logged."""
