@@ -51,6 +51,16 @@ class Slot(NamedTuple):
     name: bytes
 
 
+_XATTRS = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+_XFS_SHADOWS = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
+"""How XFS stores what it also shows as POSIX ACLs."""
+
+
+def replicated_xattr(name: bytes) -> bool:
+    """Whether an extended attribute belongs to the file: not one that its filesystem makes up, or shows twice."""
+    return name.startswith(_XATTRS) and name not in _XFS_SHADOWS
+
+
 class Kind(StrEnum):
     """What an inode is; the letters of `find -type`."""
 
@@ -90,7 +100,7 @@ class Attributes:
     target: bytes = b""
     """Where a symbolic link points."""
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
-    """All of them, POSIX ACLs (system.posix_acl_*) and security.* and trusted.* included."""
+    """All that `replicated_xattr` says yes to: POSIX ACLs (system.posix_acl_*), security.* and trusted.* included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from replicator import syscalls
-from replicator.model import FileId, Kind
+from replicator.model import FileId, Kind, replicated_xattr
 from replicator.observe.control import Caller
 from replicator.source.look import kind_of
 from replicator.tree.handles import SourceRoot, Stale
@@ -35,9 +35,9 @@ Item = dict[str, Any]
 
 
 def xattrs_digest(xattrs: dict[bytes, bytes]) -> str:
-    """One hash of all extended attributes."""
+    """One hash of all extended attributes that are replicated."""
     digest = xxhash.xxh3_128()
-    for name, value in sorted(xattrs.items()):
+    for name, value in sorted(item for item in xattrs.items() if replicated_xattr(item[0])):
         digest.update(b"%d %d " % (len(name), len(value)) + name + value)
     return digest.hexdigest()
 

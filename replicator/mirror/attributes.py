@@ -12,11 +12,8 @@ import stat
 from collections.abc import Mapping
 
 from replicator import syscalls
-from replicator.model import Attributes, Kind
+from replicator.model import Attributes, Kind, replicated_xattr
 
-_OURS = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
-_SHADOWS = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
-"""How XFS stores what it also shows as POSIX ACLs."""
 _CAPABILITY = b"security.capability"
 _LABEL = b"security.selinux"
 
@@ -38,7 +35,7 @@ def kind_of(mode: int) -> Kind:
 
 def replicated_xattrs(fd: int) -> dict[bytes, bytes]:
     """The extended attributes that belong to the tree, of any inode (O_PATH will do)."""
-    return {name: value for name, value in syscalls.get_xattrs(fd).items() if _is_ours(name)}
+    return {name: value for name, value in syscalls.get_xattrs(fd).items() if replicated_xattr(name)}
 
 
 def read_attributes(fd: int) -> tuple[Kind, int, Attributes]:
@@ -97,9 +94,7 @@ def set_time(fd: int, mtime_ns: int) -> None:
 
 def _own(xattrs: Mapping[bytes, bytes], wanted: Attributes) -> dict[bytes, bytes]:
     return {
-        name: value for name, value in xattrs.items() if _is_ours(name) and (name != _LABEL or _LABEL in wanted.xattrs)
+        name: value
+        for name, value in xattrs.items()
+        if replicated_xattr(name) and (name != _LABEL or _LABEL in wanted.xattrs)
     }
-
-
-def _is_ours(name: bytes) -> bool:
-    return name.startswith(_OURS) and name not in _SHADOWS

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from replicator import syscalls
 from replicator.dirty.ranges import RangeSet
-from replicator.model import END_OF_FILE, Attributes, Extent, FileId, InodeFact, Kind
+from replicator.model import END_OF_FILE, Attributes, Extent, FileId, InodeFact, Kind, replicated_xattr
 from replicator.source.look import kind_of
 from replicator.source.outbox import Flush, Part
 from replicator.source.pages import PAGE, PageHashes
@@ -237,5 +237,5 @@ def _attributes(fd: int, kind: Kind, status: os.stat_result) -> Attributes:
         ctime_ns=status.st_ctime_ns,
         rdev=status.st_rdev if kind in (Kind.CHARACTER, Kind.BLOCK) else 0,
         target=os.readlink(b"", dir_fd=fd) if kind is Kind.SYMLINK else b"",
-        xattrs=syscalls.get_xattrs(fd),
+        xattrs={name: value for name, value in syscalls.get_xattrs(fd).items() if replicated_xattr(name)},
     )

@@ -36,7 +36,6 @@ class DirectoryGone(Exception):
 
 
 _Key = TypeVar("_Key", Slot, FileId)
-_NOBODY = Found(FileId(0, 0, 0, 0), Kind.FILE)
 
 
 class Namespace(Protocol):
@@ -226,9 +225,19 @@ class Resolver:
 
     def _confirm_gone(self, view: Namespace, directory: FileId) -> None:
         """A sick disk makes a handle stale just as removal does: OSError if a name still leads to the directory."""
-        slots = self.index.slots_of(directory)
-        if directory == self.index.root or any((self._lookup(view, s) or _NOBODY).id == directory for s in slots):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        while directory != self.index.root:
+            slots = self.index.slots_of(directory)
+            if not slots:
+                return
+            try:
+                found = view.lookup(slots[0])
+            except DirectoryGone:
+                directory = slots[0].parent
+                continue
+            if found is None or found.id != directory:
+                return
+            break
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def _included(self, slot: Slot, found: Found | None) -> Found | None:
         if found is None or not self._exclude:

@@ -11,9 +11,10 @@ from replicator.model import Answer, Facts, FileId, Kind
 from replicator.source.outbox import Payload
 from replicator.tree.exclude import Exclude
 from tests.model.disk import Inode
+from tests.model.filesystem import Node
 from tests.model.receiver import Crash, Fault, Receiver
 from tests.model.sender import Nameless, Names, Sender, SourceCalls, small_scale
-from tests.model.world import Node, World
+from tests.model.world import World
 
 QUIET_ROUNDS = 60
 """Rounds of everything in which a source that does not change must be equal on the replica."""

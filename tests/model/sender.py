@@ -29,7 +29,8 @@ from replicator.source.pages import PageHashes
 from replicator.source.read import Outcome, Reader
 from replicator.tree.handles import Stale
 from replicator.tree.resolver import Due, Found
-from tests.model.world import Node, World
+from tests.model.filesystem import Node
+from tests.model.world import World
 
 BLOCK = 2
 """Bytes in a block of the simulated files: what a hole is made of."""
