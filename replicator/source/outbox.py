@@ -203,6 +203,9 @@ class Outbox:
         self._unshipped[id] = None
 
     def _forget(self, id: FileId) -> None:
+        flush, owed = self._reading.get(id), self.table.get(id)
+        if (owed is not None and owed.mapped) or (flush is not None and flush.owed.mapped):
+            self.outsiders.note(id)  # it may come back with pages that were not written out
         self.table.drop(id)
         self._unshipped.pop(id, None)
         self._sizes.pop(id, None)
