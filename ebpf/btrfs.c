@@ -19,7 +19,7 @@
 #define BTRFS_SECTOR 4096 /* of the x86-64 kernels on which system calls are told apart */
 
 #define BTRFS_CLEANER 0x6c632d7366727462UL /* the first 8 of "btrfs-cleaner" */
-#define BTRFS_LAST 0x7ffffffffffff000UL /* where the last block ends that a file can have */
+#define BTRFS_LAST (1UL << 63) /* where the last block ends that a file can have */
 #define BTRFS_FALLOC_KEEP_SIZE 1
 #define BTRFS_FALLOC_PUNCH_HOLE 2
 #define BTRFS_FALLOC_ZERO_RANGE 16

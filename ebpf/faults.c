@@ -6,7 +6,7 @@
 
 #ifdef __x86_64__
 
-#if HAS_FIELD(maple_tree, ma_root) && HAS_FIELD(mm_struct, mm_mt) && HAS_FIELD(maple_range_64, pivot) &&                \
+#if HAS_FIELD(maple_tree, ma_root) && HAS_FIELD(mm_struct, mm_mt) && HAS_FIELD(maple_range_64, pivot) && \
 	HAS_FIELD(maple_arange_64, pivot) && HAS_FIELD(vm_area_struct, vm_flags)
 
 /* Of a maple tree of a 64-bit kernel: levels that are followed, and the slots of its two kinds of nodes. */

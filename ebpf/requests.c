@@ -3,8 +3,8 @@
  * Writes to tmpfs that are no system call's own. Those of io_uring are reported when a request announces that it is
  * done. A request that does not (IOSQE_CQE_SKIP_SUCCESS), and writers that no call or request on a tmpfs file explains
  * (loop devices, nfsd, an overlay's upper layer, core dumps), still update the ctime, under the inode's lock and before
- * their bytes. The kernel leaves that update out if the clock has not ticked since the last one and nobody has read the ctime
- * meanwhile: a reader that asks for it before it waits for the lock misses nothing.
+ * their bytes. The kernel leaves that update out if the clock has not ticked since the last one and nobody has read the
+ * ctime meanwhile: a reader that asks for it before it waits for the lock misses nothing.
  */
 
 #ifdef __x86_64__

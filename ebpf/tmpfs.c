@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
  * tmpfs has no tracepoints of its own. Its writes are seen where they leave the kernel: at the exit of the system calls
- * that write (here; those of libaio in aio.c), and at the completion of io_uring requests (requests.c); all are after
- * the bytes. What writes without any of these shows by its ctime (there too), stores through a mapping when they fault
- * (faults.c). Sizes are the inode family's: shmem_setattr() sets the size first and the ctime next.
+ * that write (remembered here at their entry, told in results.c), and at the completion of io_uring requests
+ * (requests.c); both are after the bytes. What writes in other ways shows by its ctime (requests.c too), stores through
+ * a mapping when they fault (faults.c). Sizes are the inode family's: shmem_setattr() sets the size first and the ctime
+ * next.
  *
  * A call at the file's own position tells only how much it wrote. Where is taken from the positions at its entry and
  * exit, which other users of the same open file move too: forwards (then the range is too wide, no harm) or, by
@@ -20,13 +21,12 @@
 #define TMPFS_JUMPS 65536    /* a power of two */
 #define TMPFS_UNKNOWN (~0UL) /* a place, or a length to the end */
 
-/* What a record will say, so that each program has one place to submit it. */
-struct tmpfs_news {
-	u64 offset;
-	u64 length;
-	u32 kind; /* 0: there is nothing to say */
-	u32 flags;
-};
+#define AIO_SUBMIT 209
+#define AIO_SUBMIT_COMPAT 248
+#define AIO_PWRITE 1
+#define AIO_PWRITEV 8
+#define AIO_BLOCKS 256 /* of one io_submit() that are looked at */
+#define AIO_SEGMENTS 8 /* of one IOCB_CMD_PWRITEV that are added up */
 
 enum tmpfs_way {
 	TMPFS_NONE = 0,
@@ -86,52 +86,6 @@ static __always_inline bool tmpfs_watched(void *file, struct rsyncfs_subject *su
 static __always_inline bool tmpfs_compat(void)
 {
 	return FIELD(thread_info, status, (void *)bpf_get_current_task()) & RSYNCFS_TS_COMPAT;
-}
-
-static __always_inline struct tmpfs_news tmpfs_of(u32 kind, u64 offset, u64 length)
-{
-	return (struct tmpfs_news){.kind = kind, .offset = offset, .length = length};
-}
-
-/* Written, but not known where. */
-static __always_inline struct tmpfs_news tmpfs_anywhere(void)
-{
-	return tmpfs_of(RSYNCFS_WHOLE, 0, TMPFS_UNKNOWN);
-}
-
-static __always_inline void tmpfs_tell(const struct rsyncfs_subject *subject, const struct tmpfs_news *news)
-{
-	if (news->kind)
-		rsyncfs_emit(subject, news->kind, news->flags, news->offset, news->length);
-}
-
-/*
- * What was appended lies between the sizes before and after, other writers' bytes with it. `position` is where the
- * open file's position is now, or TMPFS_UNKNOWN.
- */
-static __always_inline struct tmpfs_news tmpfs_appended(void *inode, u64 size, u64 position, u64 done)
-{
-	u64 now = FIELD(inode, i_size, inode);
-
-	if (position != TMPFS_UNKNOWN && position - done < size)
-		size = position - done; /* truncated in between */
-	if (now < size || now - size < done)
-		return tmpfs_anywhere();
-	return tmpfs_of(RSYNCFS_WRITE, size, now - size);
-}
-
-/* An fallocate() that succeeded; one that fails has changed nothing. */
-static __always_inline struct tmpfs_news tmpfs_allocated(void *inode, u32 mode, u64 offset, u64 length)
-{
-	struct tmpfs_news news = {};
-
-	if (mode & ~TMPFS_FALLOC_KEEP_SIZE) {
-		news = tmpfs_of(RSYNCFS_WRITE, offset, length);
-		news.flags = RSYNCFS_F_HOLES;
-	} else if (!mode) { /* may have grown, without a new ctime */
-		news = tmpfs_of(RSYNCFS_SIZE, FIELD(inode, i_size, inode), 0);
-	}
-	return news;
 }
 
 /* System calls of the 64-bit ABI. */
@@ -218,7 +172,9 @@ static __always_inline bool tmpfs_number(u64 number)
 	case 146:
 	case 181:
 	case 187:
+	case 209: /* io_submit */
 	case 239:
+	case 248: /* the same */
 	case 275:
 	case 285:
 	case 296:
@@ -251,6 +207,115 @@ static __always_inline bool tmpfs_jumping(u8 way)
 	return way == TMPFS_SEEK || way == TMPFS_COPY;
 }
 
+/*
+ * struct iocb of little-endian machines: a control block of libaio, part of the system call interface. Writes to tmpfs
+ * have all been done when io_submit(2) returns.
+ */
+struct aio_block {
+	u64 data;
+	u32 key;
+	u32 rw_flags;
+	u16 opcode;
+	s16 priority;
+	u32 fd;
+	u64 buffer;
+	u64 bytes;
+	s64 offset;
+	u64 reserved;
+	u32 flags;
+	u32 eventfd;
+};
+
+struct aio_segment {
+	u64 base;
+	u64 length;
+};
+
+/* One write of an io_submit() under way. */
+struct aio_key {
+	u64 thread;
+	u64 index;
+};
+struct aio_write {
+	struct rsyncfs_subject subject;
+	u64 offset;
+	u64 length;
+	u64 size;
+	u64 append;
+};
+BPF_HASH(aio_writes, struct aio_key, struct aio_write, 16384);
+
+static __always_inline bool aio_submits(u64 number)
+{
+	return number == AIO_SUBMIT || (number == AIO_SUBMIT_COMPAT && tmpfs_compat());
+}
+
+/* How many control blocks the call was given. */
+static __always_inline s64 aio_count(void *regs)
+{
+	return tmpfs_compat() ? FIELD(pt_regs, cx, regs) : FIELD(pt_regs, si, regs);
+}
+
+static __always_inline bool aio_read(void *regs, u32 index, struct aio_block *block)
+{
+	u64 list = FIELD(pt_regs, dx, regs);
+	u64 bytes = tmpfs_compat() ? 4 : 8;
+	u64 pointer = 0;
+
+	if (bpf_probe_read_user(&pointer, bytes, (void *)(list + bytes * index)))
+		return false;
+	return !bpf_probe_read_user(block, sizeof(*block), (void *)pointer);
+}
+
+/* The bytes of an array of struct iovec; TMPFS_UNKNOWN if it is long or cannot be read. */
+static __always_inline u64 aio_bytes(u64 segments, u64 count)
+{
+	struct aio_segment copy[AIO_SEGMENTS] = {};
+	u64 total = 0;
+
+	if (count > AIO_SEGMENTS || tmpfs_compat())
+		return TMPFS_UNKNOWN;
+	if (bpf_probe_read_user(copy, count * sizeof(struct aio_segment), (void *)segments))
+		return TMPFS_UNKNOWN;
+#pragma unroll
+	for (u32 i = 0; i < AIO_SEGMENTS; i++)
+		total += copy[i].length;
+	return total;
+}
+
+/* Control blocks are read before the call: they may be used again as soon as their writes are done. */
+static __always_inline void aio_remember(void *regs)
+{
+	struct aio_key key = {.thread = bpf_get_current_pid_tgid()};
+	s64 count = aio_count(regs);
+
+#pragma nounroll
+	for (u32 i = 0; i < AIO_BLOCKS; i++) {
+		struct aio_write write = {};
+		struct aio_block block = {};
+		void *file;
+
+		if (i >= count)
+			break;
+		if (!aio_read(regs, i, &block)) { /* swapped out: the kernel will read it */
+			rsyncfs_count_loss(RSYNCFS_LOST_MAP_FULL);
+			continue;
+		}
+		if (block.opcode != AIO_PWRITE && block.opcode != AIO_PWRITEV)
+			continue;
+		file = tmpfs_file(block.fd);
+		if (!tmpfs_watched(file, &write.subject))
+			continue;
+		write.offset = block.offset;
+		write.length = block.opcode == AIO_PWRITEV ? aio_bytes(block.buffer, block.bytes) : block.bytes;
+		write.append = FIELD(file, f_flags, file) & TMPFS_O_APPEND || block.rw_flags & TMPFS_RWF_APPEND;
+		write.size = FIELD(inode, i_size, write.subject.inode);
+		key.index = i;
+		if (aio_writes.update(&key, &write))
+			rsyncfs_count_loss(RSYNCFS_LOST_MAP_FULL);
+	}
+}
+
 HOOK(tmpfs, sys_enter, struct pt_regs *, long int)
 {
 	void *regs = ARGUMENT(void *, 0);
@@ -262,6 +327,10 @@ HOOK(tmpfs, sys_enter, struct pt_regs *, long int)
 
 	if (!tmpfs_number(number))
 		return 0;
+	if (aio_submits(number)) {
+		aio_remember(regs);
+		return 0;
+	}
 	if (!tmpfs_plan_of(number, regs, &plan))
 		return 0;
 	call.file = tmpfs_file(plan.fd);
@@ -287,84 +356,6 @@ HOOK(tmpfs, sys_enter, struct pt_regs *, long int)
 			call.offset = TMPFS_UNKNOWN; /* a jump is under way */
 	}
 	tmpfs_calls.update(&thread, &call);
-	return 0;
-}
-
-/* `done` bytes, more than 0, were written. */
-static __always_inline struct tmpfs_news tmpfs_written(struct tmpfs_plan *plan, struct tmpfs_call *call, u64 done)
-{
-	bool append = (call->append && !plan->keep) || plan->append;
-	u64 position = TMPFS_UNKNOWN;
-	struct tmpfs_jumps *jumps;
-
-	if (plan->way == TMPFS_OWN || plan->way == TMPFS_COPY) {
-		jumps = tmpfs_jumps_of(call->file);
-		position = FIELD(file, f_pos, call->file);
-		if (!jumps || *(volatile u32 *)&jumps->begun != call->jumps)
-			call->offset = TMPFS_UNKNOWN;
-	} else if (plan->way == TMPFS_POINTER) {
-		if (bpf_probe_read_user(&position, sizeof(position), (void *)plan->offset) ||
-		    position - done != call->offset)
-			call->offset = TMPFS_UNKNOWN;
-	} else {
-		position = call->offset + done;
-	}
-	if (!!(FIELD(file, f_flags, call->file) & TMPFS_O_APPEND) != call->append || plan->way == TMPFS_ODD)
-		return tmpfs_anywhere();
-	if (append) {
-		if (plan->way != TMPFS_OWN || call->offset == TMPFS_UNKNOWN)
-			position = TMPFS_UNKNOWN;
-		return tmpfs_appended(call->subject.inode, call->size, position, done);
-	}
-	if (call->offset == TMPFS_UNKNOWN || position < call->offset + done)
-		return tmpfs_anywhere();
-	return tmpfs_of(RSYNCFS_WRITE, call->offset, position - call->offset);
-}
-
-HOOK(tmpfs, sys_exit, struct pt_regs *, long int)
-{
-	void *regs = ARGUMENT(void *, 0);
-	s64 result = ARGUMENT(s64, 1);
-	u64 number = FIELD(pt_regs, orig_ax, regs);
-	u64 thread = bpf_get_current_pid_tgid();
-	struct tmpfs_news news = tmpfs_anywhere();
-	struct rsyncfs_subject subject = {};
-	struct tmpfs_plan plan = {};
-	struct tmpfs_call call = {};
-	struct tmpfs_call *entry;
-	struct tmpfs_jumps *jumps;
-	void *file;
-
-	if (!tmpfs_number(number) || !tmpfs_plan_of(number, regs, &plan))
-		return 0;
-	entry = tmpfs_calls.lookup(&thread);
-	/* what can have waited since before these hooks were there; all else that began unseen shows by its ctime */
-	if (!entry && plan.way != TMPFS_COPY && plan.way != TMPFS_POINTER)
-		return 0;
-	file = tmpfs_file(plan.fd);
-	if (entry) {
-		call = *entry;
-		tmpfs_calls.delete(&thread);
-		if (tmpfs_jumping(plan.way)) {
-			jumps = tmpfs_jumps_of(call.file);
-			if (jumps)
-				__sync_fetch_and_add(&jumps->ended, 1);
-		}
-	}
-	if (plan.way == TMPFS_SEEK || result < 0 || (!result && plan.way != TMPFS_ALLOCATE))
-		return 0;
-	if (!entry || file != call.file) { /* begun unseen, or the descriptor changed hands during the call */
-		if (tmpfs_watched(file, &subject))
-			tmpfs_tell(&subject, &news);
-	} else {
-		call.subject.flags = rsyncfs_mapped(FIELD(inode, i_mapping, call.subject.inode));
-		news = plan.way == TMPFS_ALLOCATE ?
-			       tmpfs_allocated(call.subject.inode, FIELD(pt_regs, si, regs), FIELD(pt_regs, dx, regs),
-					       FIELD(pt_regs, r10, regs)) :
-			       tmpfs_written(&plan, &call, result);
-	}
-	if (entry)
-		tmpfs_tell(&call.subject, &news);
 	return 0;
 }
 

@@ -23,7 +23,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "ext4": ("inode", "net", "iomap", "direct", "ext4"),
     "xfs": ("inode", "net", "iomap", "direct", "xfs"),
     "btrfs": ("inode", "net", "iomap", "direct", "btrfs"),
-    "tmpfs": ("inode", "tmpfs", "aio", "requests", "faults"),
+    "tmpfs": ("inode", "tmpfs", "results", "requests", "faults"),
 }
 """The families of hooks (files in ebpf/) that each type of filesystem needs."""
 

@@ -230,6 +230,32 @@ def test_clone_tells_nothing_of_its_dirty_source(replay: Replay, place: Path) ->
         assert any(record["flags"] & EventFlag.HOLES for record in told)
 
 
+def test_rename_over_a_file_tells_nothing_of_dirty_bytes(replay: Replay, place: Path) -> None:
+    scene = prepare(place)
+    replay.start(scene.file)
+    scene.file.replace(scene.donor)
+    assert replay.follow(scene.donor) == 0
+
+
+def test_clone_to_the_end_of_its_source(replay: Replay, place: Path) -> None:
+    """A length of 0, into a file that is dirty and goes on behind."""
+    scene = prepare(place)
+    replay.start(scene.file, scene.donor)
+    with opened(scene.donor) as donor, opened(scene.file) as fd:
+        syscalls.clone_range(fd, donor, 64 * KIB, 0, 128 * KIB)
+    assert replay.follow(scene.file, scene.donor) == 192 * KIB
+
+
+def test_copy_at_the_position_of_a_dirty_file(replay: Replay, place: Path) -> None:
+    """Others can move the position meanwhile, so that it says nothing: too much is told rather than too little."""
+    scene = prepare(place)
+    replay.start(scene.file)
+    with opened(scene.donor) as donor, opened(scene.file) as fd:
+        os.lseek(fd, 256 * KIB, os.SEEK_SET)
+        os.copy_file_range(donor, fd, 64 * KIB, 0)
+    assert 64 * KIB <= replay.follow(scene.file) <= MIB
+
+
 def test_moved_extents_with_the_same_bytes_are_not_told(replay: Replay, place: Path) -> None:
     one, other = place / "one", place / "other"
     one.write_bytes(content(256 * KIB))

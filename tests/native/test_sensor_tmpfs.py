@@ -48,8 +48,9 @@ def spans(replay: Replay, path: Path) -> list[tuple[int, int, int]]:
 
 
 def test_every_hook_is_attached(replay: Replay) -> None:
-    missing = [item for item in replay.sensor.coverage() if item.family == "tmpfs" and not item.covered]
-    assert missing == []
+    covered = replay.sensor.coverage()
+    assert [item for item in covered if item.family != "inode" and not item.covered] == []
+    assert {item.family for item in covered} == {"inode", "tmpfs", "results", "requests", "faults"}
 
 
 @pytest.mark.parametrize(
@@ -149,6 +150,17 @@ def test_growth_by_fallocate_is_told(replay: Replay, place: Path) -> None:
     assert 50_000 in {record["off"] for record in replay.of(file) if record["kind"] == EventKind.SIZE}
 
 
+@pytest.mark.parametrize(
+    "mode", [syscalls.ZERO_RANGE, syscalls.COLLAPSE_RANGE, syscalls.INSERT_RANGE], ids=["zero", "collapse", "insert"]
+)
+def test_a_refused_fallocate_tells_nothing(replay: Replay, place: Path, mode: int) -> None:
+    scene = prepare(place)
+    replay.records()
+    with opened(scene.file) as fd, pytest.raises(OSError):
+        syscalls.fallocate(fd, mode, 0, 64 * KIB)
+    assert replay.of(scene.file) == []
+
+
 _SEEKER = r"""
 #include <fcntl.h>
 #include <pthread.h>
@@ -235,6 +247,40 @@ def test_batch_of_libaio(replay: Replay, place: Path, tmp_path: Path) -> None:
     run(program, file)
     told = EventKind.WRITE
     assert spans(replay, file) == [(told, 10_001, 5_000), (told, 70_001, 700), (told, 100_000, 900)]
+
+
+_MANY = r"""
+#include <fcntl.h>
+#include <libaio.h>
+int main(int argc, char **argv)
+{
+	static struct iocb writes[200], *list[200];
+	static struct io_event events[200];
+	static char data[100];
+	io_context_t context = 0;
+	int fd = open(argv[1], O_RDWR);
+
+	for (int i = 0; i < 200; i++) {
+		list[i] = &writes[i];
+		io_prep_pwrite(&writes[i], i == 150 ? -1 : fd, data, 10 + i % 50, 1000 * i);
+	}
+	/* one in between has no file: the call ends there */
+	if (io_setup(200, &context) || io_submit(context, 200, list) != 150)
+		return 1;
+	return io_getevents(context, 150, 150, events, 0) != 150;
+}
+"""
+
+
+def test_long_batch_of_libaio_that_ends_early(replay: Replay, place: Path, tmp_path: Path) -> None:
+    program = tmp_path / "many"
+    subprocess.run(["gcc", "-x", "c", "-o", program, "-", "-laio"], input=_MANY.encode(), check=True)
+    file = place / "file"
+    file.write_bytes(bytes(200_000))
+    replay.records()
+    for _ in range(2):
+        run(program, file)
+        assert spans(replay, file) == [(EventKind.WRITE, 1000 * i, 10 + i % 50) for i in range(150)]
 
 
 _COMPAT = r"""
