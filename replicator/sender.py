@@ -39,8 +39,9 @@ from replicator.observe.log import printable
 from replicator.observe.metrics import SenderMetrics
 from replicator.progress import Progress
 from replicator.requests import Requests
+from replicator.source.flight import Flush
 from replicator.source.look import SourceNamespace
-from replicator.source.outbox import Flush, Outbox
+from replicator.source.outbox import Outbox
 from replicator.source.pages import PageHashes
 from replicator.source.pool import ReadPool
 from replicator.source.read import Outcome, Reader
@@ -180,7 +181,7 @@ class Sender:
         wait = min(self.uplink.due(), HOUSEKEEPING)
         if self.resolver.waiting:
             wait = min(wait, 0.005)
-        retry = self.outbox.next_retry()
+        retry = self.outbox.pace.next_due(self.table)
         if retry is not None:
             wait = min(wait, max(0.0, (retry - time.monotonic_ns()) / SECOND))
         return wait
@@ -301,7 +302,7 @@ class Sender:
         if outcome.beyond:
             self.outbox.owe_again(flush, outcome.beyond, now)
         if outcome.seconds:  # writing a mapping out costs the disk: leave it four times as long as it took
-            self.outbox.rest(flush.owed.id, now + int(4 * outcome.seconds * SECOND))
+            self.outbox.pace.rest(flush.owed.id, now + int(4 * outcome.seconds * SECOND))
         self.outbox.read_done(outcome.part)
 
     # ------------------------------------------------------------------ the receiver
@@ -499,7 +500,7 @@ class Sender:
         metrics.connected.set(1 if self.uplink.connection is not None else 0)
         metrics.dirty_files.set(len(self.table) + self.outbox.reading)
         metrics.dirty_bytes.set(self.outbox.dirty_bytes())
-        metrics.held_files.set(len(self.outbox.stuck()))
+        metrics.held_files.set(len(self.outbox.pace.stuck()))
         metrics.inflight_epochs.set(len(self.outbox.inflight))
         metrics.scan_files.set(len(self.index))
         metrics.scan_running.set(0 if self.resolver.complete else 1)
