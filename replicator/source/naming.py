@@ -23,19 +23,18 @@ class Naming:
     def __init__(self, generations: Generations) -> None:
         self._generations = generations
         self._slots: dict[Slot, Due] = {}
-        self._before: dict[Slot, FileId] = {}
         self._leaving: dict[FileId, set[Slot]] = {}
         self._free: dict[Slot, None] = {}
         """Queued slots that are not known to wait for anything."""
         self._waiting: dict[FileId, set[Slot]] = {}
         self._dead: dict[FileId, Due] = {}
 
-    def queue(self, slot: Slot, due: Due, before: FileId | None = None) -> None:
-        """Tell what the slot means. `before` is what it meant, if it meant something else."""
+    def queue(self, slot: Slot, due: Due) -> None:
+        """Tell what the slot means."""
         self._merge(self._slots, slot, due)
         self._free[slot] = None
-        if before is not None and slot not in self._before:
-            self._before[slot] = before
+        before = self._slots[slot].before
+        if before is not None:
             self._leaving.setdefault(before, set()).add(slot)
 
     def queue_dead(self, id: FileId, due: Due) -> None:
@@ -45,10 +44,6 @@ class Naming:
     def is_dying(self, id: FileId) -> bool:
         """Whether its death is still to be told."""
         return id in self._dead
-
-    def before(self, slot: Slot) -> FileId | None:
-        """What a queued slot meant before."""
-        return self._before.get(slot)
 
     def release(self, id: FileId) -> None:
         """What waits for this inode's content may be asked about again."""
@@ -72,12 +67,11 @@ class Naming:
                 continue
             taken[slot] = due
             del self._slots[slot]
-            before = self._before.pop(slot, None)
-            if before is not None:
-                left = self._leaving[before]
+            if due.before is not None:
+                left = self._leaving[due.before]
                 left.discard(slot)
                 if not left:
-                    del self._leaving[before]
+                    del self._leaving[due.before]
         return taken
 
     def take_dead(self, most: int) -> dict[FileId, Due]:
@@ -97,4 +91,5 @@ class Naming:
             return
         known.generation = self._generations.merge(known.generation, due.generation)
         known.since = min(known.since, due.since)
+        known.before, due.before = known.before or due.before, None
         known.looked = max(known.looked, due.looked)

@@ -78,9 +78,9 @@ class Outbox:
             self._owe_new(id, due.since, due.generation)
             if self.index.is_directory(id) and (self.checking or self._is_dying(id)):
                 self.compare_names(id, due.since, due.generation)
-        for slot, due, before in changes.slots:
+        for slot, due in changes.slots:
             due.looked = looked
-            self._naming.queue(slot, due, before)
+            self._naming.queue(slot, due)
         for id, due in changes.dead:
             self._forget(id)
             self._naming.queue_dead(id, due)
@@ -270,7 +270,7 @@ class Outbox:
             if id is not None and id in self._unshipped:
                 return id
         # A name must not show bytes from before it was given (write, then rename), nor may the old name go first.
-        for id in (target, self._naming.before(slot)):
+        for id in (target, due.before):
             if id is not None and self.index.is_member(id) and self._owed_since(id) <= due.looked:
                 return id
         return None
