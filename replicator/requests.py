@@ -52,7 +52,7 @@ class Requests:
             for h in (sender.metrics.lag_applied.snapshot(), sender.metrics.lag_durable.snapshot())
         )
         sent, received = sender.uplink.wire_bytes
-        stuck = outbox.stuck()
+        stuck = outbox.pace.stuck()
         return {
             "role": "sender",
             "version": __version__,

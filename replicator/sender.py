@@ -23,14 +23,14 @@ import numpy as np
 
 from replicator import __version__, syscalls
 from replicator.barrier import Barriers
-from replicator.capture.event import EventKind
-from replicator.capture.names import InodeLook, Names, Overflow, SlotLook
+from replicator.capture.names import Names
 from replicator.capture.probe import LIMITS
 from replicator.capture.select import select_sensor, sensor_name
-from replicator.capture.sensor import NAMELESS_LOSSES, Sensor
+from replicator.capture.sensor import Sensor
+from replicator.comparison import Comparison
 from replicator.config import SendOptions
-from replicator.dirty.merge import merge
 from replicator.errors import EnvironmentFault
+from replicator.intake import Intake
 from replicator.link import message as m
 from replicator.link.tls import client_context
 from replicator.model import FileId, Slot
@@ -39,17 +39,16 @@ from replicator.observe.log import printable
 from replicator.observe.metrics import SenderMetrics
 from replicator.progress import Progress
 from replicator.requests import Requests
+from replicator.source.flight import Flush
 from replicator.source.look import SourceNamespace
-from replicator.source.outbox import Flush, Outbox
+from replicator.source.outbox import Outbox
 from replicator.source.pages import PageHashes
 from replicator.source.pool import ReadPool
 from replicator.source.read import Outcome, Reader
 from replicator.state import StateDirectory
 from replicator.tree.exclude import Exclude
 from replicator.tree.handles import SourceRoot
-from replicator.tree.resolver import Due
 from replicator.uplink import Uplink
-from replicator.verify import names_digest
 from replicator.work import Worker
 
 log = logging.getLogger(__name__)
@@ -61,12 +60,8 @@ UNAPPLIED = 4
 BACKLOG = 16_384
 """Dirty inodes above which the first scan pauses."""
 LOOKS = 512
-DIRECTORIES = 500
-"""Directories in one request for names that only the replica has."""
 HOUSEKEEPING = 0.25  # s
 SECOND = 1_000_000_000
-
-_KINDS = {int(kind): kind.name.lower() for kind in EventKind}
 
 
 class Sender:
@@ -107,6 +102,8 @@ class Sender:
         syscalls.syncfs(self.source.read_fd)
         self.outbox = Outbox(self.source.id, exclude)
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
+        self.intake = Intake(self.sensor, self.names, self.outbox, self.metrics)
+        self.comparison = Comparison(self.outbox, self.ask, self._barrier)
         self.barriers = Barriers(self.outbox.generations)
         self.view = SourceNamespace(self.source)
         defer(self.view.close)
@@ -131,10 +128,8 @@ class Sender:
         self.phase = "connecting"
         self.turn = 0
         self._session: object = None
-        self._comparing: dict[FileId, Due] = {}
         self._request = count(1)
         self._asked: dict[int, Callable[[dict[str, Any]], None]] = {}
-        self._losses: dict[str, int] = {}
         self._pause_looks = 0
         self._resolved = 0
         self._housekept = 0.0
@@ -155,15 +150,16 @@ class Sender:
                     self.control.ready(key, events)
             self.turn += 1
             now = time.monotonic_ns()
-            self._take_names(now)
-            self._take_records()
+            self.intake.take_names(now)
+            self.intake.take_records()
             self._take_reads(now)
             self.worker.collect()
             self._hear(now)
             self._resolve(now)
             self._start_reads(now)
             self._send(now)
-            self._ask_names(now)
+            if self.phase in ("sending", "ready"):
+                self.comparison.ask_names()
             self._advance(now)
             self._housekeep(now)
             self.uplink.retune()
@@ -180,69 +176,10 @@ class Sender:
         wait = min(self.uplink.due(), HOUSEKEEPING)
         if self.resolver.waiting:
             wait = min(wait, 0.005)
-        retry = self.outbox.next_retry()
+        retry = self.outbox.pace.next_due(self.table)
         if retry is not None:
             wait = min(wait, max(0.0, (retry - time.monotonic_ns()) / SECOND))
         return wait
-
-    # ------------------------------------------------------------------ what the kernel says
-
-    def _take_names(self, now: int) -> None:
-        looks = self.names.drain_queued()
-        inodes = 0
-        for look in looks:
-            if isinstance(look, SlotLook):
-                if self.index.is_member(look.slot.parent):
-                    self.resolver.look(look.slot, now)
-            elif isinstance(look, InodeLook):
-                inodes += 1
-                if self.index.is_member(look.id):
-                    self.table.mark(look.id, now)
-            elif isinstance(look, Overflow):
-                self._names_lost(now)
-        if looks:
-            self.metrics.events.add("inode", inodes)
-            self.metrics.events.add("name", len(looks) - inodes)
-
-    def _names_lost(self, now: int) -> None:
-        """Names or attributes changed and the kernel could not say where: look at all of them again."""
-        log.warning("the queue of name events overflowed: looking at every file (raise fs.fanotify.max_queued_events)")
-        self.metrics.events_dropped.add("names_overflow")
-        self.metrics.resyncs.add("names_overflow")
-        for id in self.index.subtree(self.index.root):
-            self.table.mark(id, now)
-            if self.index.is_directory(id):
-                self.resolver.list(id, now)
-
-    def _take_records(self) -> None:
-        for _ in range(16):
-            records = self.sensor.drain(1 << 16)
-            if records is None:
-                return
-            for kind, amount in enumerate(np.bincount(records["kind"]).tolist()):
-                if amount:
-                    self.metrics.events.add(_KINDS.get(kind, "whole"), amount)
-            merge(records, self.table, self.index.is_member, self.outbox.outsiders)
-            self.sensor.advance()
-
-    def check_losses(self) -> None:
-        """Widen what is owed by whatever the kernel could not hand over."""
-        losses = self.sensor.losses()
-        grown = {cause for cause, total in losses.items() if total > self._losses.get(cause, 0)}
-        for cause in grown:
-            self.metrics.events_dropped.add(cause, losses[cause] - self._losses.get(cause, 0))
-        self._losses = losses
-        if not grown:
-            return
-        now = time.monotonic_ns()
-        lost = [id for id in self.sensor.lost_inodes() if self.index.is_member(id)]
-        for id in lost:
-            self.table.mark(id, now).mark_whole()
-        log.warning("the kernel dropped events (%s): %d files are read again", ", ".join(sorted(grown)), len(lost))
-        if grown & NAMELESS_LOSSES:
-            log.warning("it is not known of which files: all are compared with the replica")
-            self.metrics.resyncs.add("events_lost")
-            self.outbox.compare_all(now)
 
     # ------------------------------------------------------------------ looking and reading
 
@@ -257,7 +194,7 @@ class Sender:
         self._resolved = now
         changes = self.resolver.resolve(self.view, now, LOOKS)
         self.outbox.changed(changes, time.monotonic_ns())
-        self._take_records()  # a look may have seen more than was drained: a name must not show what it will say
+        self.intake.take_records()  # a look may have seen more than was drained: a name must not show what it will say
         for where, error in changes.failed[:1]:
             log.error("cannot look at %s: %s; trying again", self.describe(where), error.strerror)
             self._pause_looks = now + SECOND
@@ -274,7 +211,7 @@ class Sender:
     def _take_reads(self, now: int) -> None:
         outcomes = self.pool.collect()
         if outcomes:
-            self._take_records()  # so that what these reads have seen is known to be owed, and can be let go
+            self.intake.take_records()  # so that what these reads have seen is known to be owed, and can be let go
         for outcome in outcomes:
             flush = outcome.flush
             if not self.outbox.current(flush):
@@ -301,7 +238,7 @@ class Sender:
         if outcome.beyond:
             self.outbox.owe_again(flush, outcome.beyond, now)
         if outcome.seconds:  # writing a mapping out costs the disk: leave it four times as long as it took
-            self.outbox.rest(flush.owed.id, now + int(4 * outcome.seconds * SECOND))
+            self.outbox.pace.rest(flush.owed.id, now + int(4 * outcome.seconds * SECOND))
         self.outbox.read_done(outcome.part)
 
     # ------------------------------------------------------------------ the receiver
@@ -415,9 +352,9 @@ class Sender:
         if self.phase == "scanning" and not self.resolver.workable:
             self.resolver.complete = True
             self.phase = "sending"
-            self.barriers.add(self.sensor.produced(), self.turn, self._scanned, early=True)
+            self._barrier(self._scanned)
         if self.barriers:
-            self.check_losses()
+            self.intake.check_losses()
         in_sync = self.phase == "ready"
         scanned = in_sync or self.phase == "sending"
         self.barriers.turn(self.sensor.consumed(), self.turn, scanned=scanned, in_sync=in_sync)
@@ -425,57 +362,19 @@ class Sender:
 
     def _scanned(self) -> None:
         """Everything that the source has is on the replica: now what only the replica has."""
-        if not self.outbox.checking:
-            self._in_sync()
-            return
-        now = time.monotonic_ns()
-        for id in self.index.subtree(self.index.root):
-            if self.index.is_directory(id):
-                self.outbox.compare_names(id, now)
-        self.barriers.add(self.sensor.produced(), self.turn, self._ask_nameless, early=True)
-
-    def _ask_names(self, now: int) -> None:
-        """Have the receiver compare the names of directories in which it may have more than the source."""
-        if self._comparing or not self.outbox.unlisted or self.phase not in ("sending", "ready"):
-            return
-        self._comparing = self.outbox.take_unlisted(DIRECTORIES)
-        if self._comparing:
-            digests = [(id.text(), names_digest(self.index.children(id))) for id in self._comparing]
-            self.ask({"op": "names", "directories": digests}, self._names_compared)
-
-    def _names_compared(self, body: dict[str, Any]) -> None:
-        now = time.monotonic_ns()
-        compared, self._comparing = self._comparing, {}
-        if "error" in body:  # the connection went: asked again on the next
-            for id, token in compared.items():
-                self.outbox.compare_names(id, token.since, token.generation)
-        for text, names in body.get("directories", []):
-            directory = FileId.parse(text)
-            known = self.index.children(directory)
-            due = compared.get(directory)
-            for name in (name.encode("latin-1") for name in names):
-                if name not in known:
-                    self.resolver.look(Slot(directory, name), now, due.generation if due else None, force=True)
-        for token in compared.values():
-            self.outbox.generations.release(token.generation)
-
-    def _ask_nameless(self) -> None:
-        self.ask({"op": "nameless"}, self._nameless)
-
-    def _nameless(self, body: dict[str, Any]) -> None:
-        """Inodes that an earlier sender left behind without a name: those that the source does not have are dead."""
-        if "error" in body:
-            self.phase = "scanning"
-            return
-        now = time.monotonic_ns()
-        dead = [id for id in map(FileId.parse, body["ids"]) if not self.index.is_member(id)]
-        for id in dead:
-            self.outbox.declare_dead(id, now)
-        if dead:  # what was in them is nameless next
-            self.barriers.add(self.sensor.produced(), self.turn, self._ask_nameless, early=True)
+        if self.outbox.checking:
+            self.comparison.start(self._compared)
         else:
-            self.outbox.checking = False
             self._in_sync()
+
+    def _compared(self, complete: bool) -> None:
+        if complete:
+            self._in_sync()
+        else:
+            self.phase = "scanning"
+
+    def _barrier(self, passed: Callable[[], None]) -> None:
+        self.barriers.add(self.sensor.produced(), self.turn, passed, early=True)
 
     def _in_sync(self) -> None:
         self.phase = "ready"
@@ -493,13 +392,13 @@ class Sender:
                 f"{self.source.path} is not what it was: unmounted, replaced or removed; nothing was deleted on the "
                 "replica; mount it again and start the sender"
             )
-        self.check_losses()
+        self.intake.check_losses()
         self.outbox.settle(now)
         metrics = self.metrics
         metrics.connected.set(1 if self.uplink.connection is not None else 0)
         metrics.dirty_files.set(len(self.table) + self.outbox.reading)
         metrics.dirty_bytes.set(self.outbox.dirty_bytes())
-        metrics.held_files.set(len(self.outbox.stuck()))
+        metrics.held_files.set(len(self.outbox.pace.stuck()))
         metrics.inflight_epochs.set(len(self.outbox.inflight))
         metrics.scan_files.set(len(self.index))
         metrics.scan_running.set(0 if self.resolver.complete else 1)

@@ -92,7 +92,7 @@ class Tracer:
                 self._resolver.list(self._index.root, now)
         while self._resolver.workable:
             changes = self._resolver.resolve(self._view, time.monotonic_ns())
-            for due in (*(due for _, due, _ in changes.slots), *(due for _, due in changes.dead)):
+            for due in (*(due for _, due in changes.slots), *(due for _, due in changes.dead)):
                 self._generations.release(due.generation)
             if changes.failed:
                 return

@@ -19,9 +19,20 @@ from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
 from replicator.model import END_OF_FILE, FileId
 
+FEW = 64
+"""Up to so many records are merged one by one: numpy's calls cost more than that."""
+
+# Plain numbers: comparing with an enumeration's members costs more than all the rest.
+_WRITE, _FOLIO, _SIZE, _TAIL, _WHOLE = (
+    int(kind) for kind in (EventKind.WRITE, EventKind.FOLIO, EventKind.SIZE, EventKind.TAIL, EventKind.WHOLE)
+)
+_MAPPED, _HOLES, _BEFORE = (int(flag) for flag in (EventFlag.MAPPED, EventFlag.HOLES, EventFlag.BEFORE))
+
 
 def merge(records: Events, table: DirtyTable, is_member: Callable[[FileId], bool], outsiders: MappedOutsiders) -> int:
     """Mark what `records` say; returns how many of them belong to members. `outsiders` notes the others' mappings."""
+    if len(records) <= FEW:
+        return sum(_merge_one(record, table, is_member, outsiders) for record in records.tolist())
     order = np.lexsort((records["gen"], records["ino"], records["root"], records["fs"]))
     batch = records[order]
     edges = np.flatnonzero(
@@ -43,6 +54,37 @@ def merge(records: Events, table: DirtyTable, is_member: Callable[[FileId], bool
         taken += last - first
         _mark(table.mark(id, int(group["ts"].min()), complete=True), group)
     return taken
+
+
+def _merge_one(
+    record: tuple[int, ...], table: DirtyTable, is_member: Callable[[FileId], bool], outsiders: MappedOutsiders
+) -> bool:
+    ts, ino, start, length, root, _, gen, _, kind, fs, flags, _ = record
+    id = FileId(fs, root, ino, gen)
+    if not is_member(id):
+        if flags & _MAPPED or kind == _FOLIO:
+            outsiders.note(id)
+        return False
+    owed = table.mark(id, ts, complete=True)
+    owed.mapped |= bool(flags & _MAPPED) or kind == _FOLIO
+    owed.holes |= bool(flags & _HOLES) or kind == _TAIL
+    if kind == _WRITE and not flags & _BEFORE:
+        owed.written = max(owed.written, ts)
+    else:
+        owed.changed = max(owed.changed, ts)
+    start = min(start, END_OF_FILE)
+    end = min(start + length, END_OF_FILE)
+    if kind == _WRITE:
+        owed.ranges.add(start, end)
+    elif kind == _FOLIO:
+        owed.folios.add(start, end)
+    elif kind == _SIZE:
+        owed.lower(start)
+    elif kind == _TAIL:
+        owed.ranges.add(start, END_OF_FILE)
+    elif kind == _WHOLE:
+        owed.mark_whole()
+    return True
 
 
 def _mark(owed: Owed, group: Events) -> None:

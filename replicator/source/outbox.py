@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from itertools import islice
-from typing import TypeVar
 
 from replicator.dirty.generations import Generations
 from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
 from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Slot, SlotFact
+from replicator.source.flight import Epoch, Flush, Part
+from replicator.source.naming import Naming
+from replicator.source.pace import Pace
 from replicator.tree.exclude import Exclude
 from replicator.tree.index import TreeIndex
 from replicator.tree.resolver import Changes, Due, Resolver
@@ -31,60 +32,9 @@ EPOCH_BYTES = 8 << 20
 EPOCH_INODES = 2000
 EPOCH_SLOTS = 20_000
 KNOWN_SIZES = 1 << 16
-RETRY_FIRST, RETRY_LAST = 200_000_000, 10_000_000_000  # ns
 
-_Key = TypeVar("_Key", Slot, FileId)
 Payload = list[tuple[int, int, bytes]]
 """(index into the facts' inodes, offset in the file, bytes)."""
-
-
-@dataclass(slots=True)
-class Flush:
-    """One inode's owed state on its way out, possibly in several slices."""
-
-    owed: Owed
-    known_size: int | None
-    """The size that the replica was last told; None if that is forgotten."""
-    left: RangeSet | None = None
-    """What further slices must read; None before the first."""
-    size: int = 0
-    """The size at the first slice: what the last one may announce at most."""
-    taken: int = 0
-    """When everything drained so far was in it, ns since the epoch."""
-
-
-@dataclass(slots=True)
-class Part:
-    """A finished read: a fact and its bytes (offset, bytes)."""
-
-    flush: Flush
-    fact: InodeFact
-    data: list[tuple[int, bytes]]
-    waited: int = 0
-    """The time (CLOCK_MONOTONIC, ns) from which on the inode's lock was waited for."""
-    read: int = 0
-    """The time from which on it was read."""
-    sent: list[tuple[int, int]] = field(default_factory=list)
-    """Ranges [start, end) that it carries, as bytes or holes, as they were then."""
-
-
-@dataclass(slots=True)
-class Epoch:
-    """What one epoch carried, to be forgotten when it is durable and owed again when it is lost."""
-
-    number: int
-    slots: dict[Slot, Due] = field(default_factory=dict)
-    dead: dict[FileId, Due] = field(default_factory=dict)
-    flushes: list[Flush] = field(default_factory=list)
-    whole: set[FileId] = field(default_factory=set)
-    bytes: int = 0
-    applied: bool = False
-
-    def sinces(self) -> Iterator[int]:
-        """The time of the oldest change behind each thing that it completes."""
-        yield from (flush.owed.since for flush in self.flushes)
-        yield from (due.since for due in self.slots.values())
-        yield from (due.since for due in self.dead.values())
 
 
 class Outbox:
@@ -108,21 +58,9 @@ class Outbox:
         self._reading: dict[FileId, Flush] = {}
         self._more: deque[Flush] = deque()
         self._parts: deque[Part] = deque()
-        self._order = 0
-        self._slots: dict[Slot, tuple[int, Due]] = {}
-        """Slots to tell, in the order in which they were queued, with that order."""
-        self._before: dict[Slot, FileId] = {}
-        """What was in queued slots: it must not lose a name before the new one can be told."""
-        self._free: dict[Slot, None] = {}
-        self._waiting: dict[FileId, set[Slot]] = {}
-        self._dead: dict[FileId, tuple[int, Due]] = {}
-        """Inodes to give up, each only after all slots that were queued before it: they fill the places it leaves."""
+        self._naming = Naming(self.generations)
+        self.pace = Pace()
         self._sizes: OrderedDict[FileId, int] = OrderedDict()
-        self._retry: dict[FileId, tuple[int, int]] = {}
-        """Inodes that failed: to be left alone until a time, and the delay that led there."""
-        self._resting: dict[FileId, int] = {}
-        self._unsettled: OrderedDict[FileId, int] = OrderedDict()
-        """Inodes whose last fact could not be called settled, and when it was taken."""
 
     # ------------------------------------------------------------------ what changed
 
@@ -140,14 +78,12 @@ class Outbox:
             self._owe_new(id, due.since, due.generation)
             if self.index.is_directory(id) and (self.checking or self._is_dying(id)):
                 self.compare_names(id, due.since, due.generation)
-        for slot, due, before in changes.slots:
+        for slot, due in changes.slots:
             due.looked = looked
-            self._queue_slot(slot, due)
-            if before is not None:
-                self._before[slot] = before
+            self._naming.queue(slot, due)
         for id, due in changes.dead:
             self._forget(id)
-            self._queue_dead(id, due)
+            self._naming.queue_dead(id, due)
 
     def current(self, flush: Flush) -> bool:
         """Whether the flush is still wanted: a lost connection folds every flush that is being read back."""
@@ -166,16 +102,17 @@ class Outbox:
     def declare_dead(self, id: FileId, now: int) -> None:
         """The replica has an inode that is not (any more) in the tree."""
         if not self.index.is_member(id):
-            self._queue_dead(id, Due(self.generations.hold(), now))
+            self._naming.queue_dead(id, Due(self.generations.hold(), now))
 
     def _is_dying(self, id: FileId) -> bool:
-        return id in self._dead or any(id in epoch.dead for epoch in self.inflight)
+        return self._naming.is_dying(id) or any(id in epoch.dead for epoch in self.inflight)
 
     def gone(self, flush: Flush) -> None:
         """A read found that the inode does not exist any more: its names will tell, nothing is owed for it."""
         if self.current(flush):
             del self._reading[flush.owed.id]
             self.generations.release(flush.owed.generation)
+            self._naming.release(flush.owed.id)
 
     def owe_again(self, flush: Flush, ranges: RangeSet, now: int) -> None:
         """A read could not see these ranges yet; they stay dirty, with the age of the flush."""
@@ -190,7 +127,7 @@ class Outbox:
         if not self.current(flush):
             return
         del self._reading[flush.owed.id]
-        self._defer(flush.owed.id, now)
+        self.pace.defer(flush.owed.id, now)
         self.table.fold(flush.owed)
 
     def _owe_new(self, id: FileId, since: int, generation: int | None) -> None:
@@ -209,13 +146,11 @@ class Outbox:
         self.table.drop(id)
         self._unshipped.pop(id, None)
         self._sizes.pop(id, None)
-        self._retry.pop(id, None)
-        self._resting.pop(id, None)
-        self._unsettled.pop(id, None)
+        self.pace.forget(id)
         due = self.unlisted.pop(id, None)
         if due is not None:
             self.generations.release(due.generation)
-        self._release_waiting(id)
+        self._naming.release(id)
 
     # ------------------------------------------------------------------ reads
 
@@ -239,12 +174,8 @@ class Outbox:
     def _eligible(self, now: int, most: int) -> list[FileId]:
         result = []
         for id in self.table:
-            if id in self._reading or (id in self._retry and self._retry[id][0] > now):
+            if id in self._reading or not self.pace.may_read(id, now):
                 continue
-            if id in self._resting:
-                if self._resting[id] > now:
-                    continue
-                del self._resting[id]
             result.append(id)
             if len(result) >= most:
                 break
@@ -317,43 +248,30 @@ class Outbox:
         if len(self._sizes) > KNOWN_SIZES:
             self._sizes.popitem(last=False)
         if not part.fact.settled and not part.flush.owed.mapped:
-            self._unsettled[id] = part.flush.taken
-            self._unsettled.move_to_end(id)
-        self._release_waiting(id)
+            self.pace.unsettled(id, part.flush.taken)
+        self._naming.release(id)
 
     def _take_slots(self, epoch: Epoch) -> list[SlotFact]:
         facts: list[SlotFact] = []
-        free, self._free = list(self._free), {}
-        for at, slot in enumerate(free):
-            if len(facts) >= EPOCH_SLOTS:
-                self._free.update(dict.fromkeys(free[at:]))
-                break
-            if slot not in self._slots:
-                continue
-            if not self.index.is_member(slot.parent):
-                self.generations.release(self._unqueue(slot).generation)
-                continue
-            target = self.index.get(slot)
-            blocker = self._blocker(slot, target, self._slots[slot][1].looked)
-            if blocker is not None:
-                self._waiting.setdefault(blocker, set()).add(slot)
-                continue
-            epoch.slots[slot] = self._unqueue(slot)
-            facts.append(SlotFact(slot, target))
+        for slot, due in self._naming.take(self._blocker, EPOCH_SLOTS).items():
+            if self.index.is_member(slot.parent):
+                epoch.slots[slot] = due
+                facts.append(SlotFact(slot, self.index.get(slot)))
+            else:
+                self.generations.release(due.generation)
         return facts
 
-    def _unqueue(self, slot: Slot) -> Due:
-        self._before.pop(slot, None)
-        return self._slots.pop(slot)[1]
-
-    def _blocker(self, slot: Slot, target: FileId | None, looked: int) -> FileId | None:
+    def _blocker(self, slot: Slot, due: Due) -> FileId | None:
         """Whose content must be told before this slot can be."""
+        if not self.index.is_member(slot.parent):
+            return None
+        target = self.index.get(slot)
         for id in (slot.parent, target):
             if id is not None and id in self._unshipped:
                 return id
         # A name must not show bytes from before it was given (write, then rename), nor may the old name go first.
-        for id in (target, self._before.get(slot)):
-            if id is not None and self.index.is_member(id) and self._owed_since(id) <= looked:
+        for id in (target, due.before):
+            if id is not None and self.index.is_member(id) and self._owed_since(id) <= due.looked:
                 return id
         return None
 
@@ -364,36 +282,12 @@ class Outbox:
         return min(times, default=END_OF_FILE)
 
     def _take_dead(self, epoch: Epoch) -> list[FileId]:
-        first = next(iter(self._slots.values()), (self._order + 1, None))[0]
-        ids = list(islice((id for id, (order, _) in self._dead.items() if order < first), EPOCH_SLOTS))
-        for id in ids:
-            due = self._dead.pop(id)[1]
+        for id, due in self._naming.take_dead(EPOCH_SLOTS).items():
             if self.index.is_member(id):
                 self.generations.release(due.generation)
             else:
                 epoch.dead[id] = due
         return list(epoch.dead)
-
-    def _release_waiting(self, id: FileId) -> None:
-        for slot in self._waiting.pop(id, ()):
-            self._free[slot] = None
-
-    def _queue_slot(self, slot: Slot, due: Due) -> None:
-        self._queue(self._slots, slot, due)
-        self._free[slot] = None
-
-    def _queue_dead(self, id: FileId, due: Due) -> None:
-        self._queue(self._dead, id, due)
-
-    def _queue(self, queue: dict[_Key, tuple[int, Due]], key: _Key, due: Due) -> None:
-        self._order += 1
-        if key in queue:
-            known = queue[key][1]
-            known.generation = self.generations.merge(known.generation, due.generation)
-            known.since = min(known.since, due.since)
-            known.looked = max(known.looked, due.looked)
-        else:
-            queue[key] = (self._order, due)
 
     # ------------------------------------------------------------------ what the receiver says
 
@@ -405,12 +299,12 @@ class Outbox:
         epoch.applied = True
         refused = {refusal.id for refusal in answer.refusals}
         oldest = min(epoch.sinces(), default=now)
-        generation = min(self._tokens(epoch), default=None)
+        generation = min(epoch.tokens(), default=None)
         for id in dict.fromkeys((*answer.needs, *refused)):
             if id in refused:
-                self._defer(id, now)
+                self.pace.defer(id, now)
             elif not any(id in later.whole for later in self.inflight if later.number > epoch.number):
-                self._retry.pop(id, None)
+                self.pace.succeeded(id)
             else:
                 continue  # it is on its way already
             self._owe_whole(id, oldest, generation)
@@ -418,7 +312,7 @@ class Outbox:
             self.resolver.look(slot, oldest, generation, force=True)
         for flush in epoch.flushes:
             if flush.owed.id not in refused:
-                self._retry.pop(flush.owed.id, None)
+                self.pace.succeeded(flush.owed.id)
         return [now - since for since in epoch.sinces()]
 
     def durable(self, number: int, now: int) -> list[int]:
@@ -427,7 +321,7 @@ class Outbox:
         while self.inflight and self.inflight[0].number <= number:
             epoch = self.inflight.popleft()
             ages += [now - since for since in epoch.sinces()]
-            for generation in self._tokens(epoch):
+            for generation in epoch.tokens():
                 self.generations.release(generation)
         return ages
 
@@ -440,14 +334,14 @@ class Outbox:
                 self._unlearn_size(flush)
                 self._fold(flush.owed)
             for slot, due in epoch.slots.items():
-                self._queue_slot(slot, due)
+                self._naming.queue(slot, due)
             for id, due in epoch.dead.items():
-                self._queue_dead(id, due)
+                self._naming.queue_dead(id, due)
         self.inflight.clear()
         for flush in list(self._reading.values()):
             self._fold(flush.owed)
         self._reading.clear()
-        self._retry.clear()
+        self.pace.retry_all()
 
     def compare_all(self, now: int) -> None:
         """The replica is not what it was believed to be: offer everything for comparison."""
@@ -458,7 +352,7 @@ class Outbox:
                 owed.check = True
             self._unshipped[id] = None
             for slot in self.index.slots_of(id):
-                self._queue_slot(slot, Due(self.generations.hold(), now))
+                self._naming.queue(slot, Due(self.generations.hold(), now))
 
     def _unlearn_size(self, flush: Flush) -> None:
         """The replica may never have been told the size of a lost flush, only that of the one before."""
@@ -476,7 +370,7 @@ class Outbox:
 
     def _owe_whole(self, id: FileId, since: int, generation: int | None) -> None:
         if not self.index.is_member(id):
-            self._queue_dead(id, Due(self.generations.hold(generation), since))
+            self._naming.queue_dead(id, Due(self.generations.hold(generation), since))
             return
         self.table.mark(id, since, generation).mark_whole()
         self._sizes.pop(id, None)
@@ -485,35 +379,16 @@ class Outbox:
         if self.index.is_directory(id):
             slots += [Slot(id, name) for name in self.index.children(id)]
         for slot in slots:
-            self._queue_slot(slot, Due(self.generations.hold(generation), since))
-
-    def _defer(self, id: FileId, now: int) -> None:
-        delay = min(RETRY_LAST, 2 * self._retry[id][1]) if id in self._retry else RETRY_FIRST
-        self._retry[id] = (now + delay, delay)
-
-    @staticmethod
-    def _tokens(epoch: Epoch) -> Iterable[int]:
-        yield from (flush.owed.generation for flush in epoch.flushes)
-        yield from (due.generation for due in epoch.slots.values())
-        yield from (due.generation for due in epoch.dead.values())
+            self._naming.queue(slot, Due(self.generations.hold(generation), since))
 
     def settle(self, now: int, after: int = 5_000_000_000, most: int = 1000) -> None:
         """Tell the replica once more about up to `most` inodes that have been quiet for `after` ns.
 
         Now their ctime proves that nothing changed since, so that a later comparison need not send them again.
         """
-        before = self._clock() - after
-        for _ in range(min(most, len(self._unsettled))):
-            id, taken = next(iter(self._unsettled.items()))
-            if taken > before:
-                return
-            del self._unsettled[id]
+        for id in self.pace.quiet(self._clock() - after, most):
             if self.index.is_member(id) and id not in self.table and id not in self._reading:
                 self.table.mark(id, now)
-
-    def rest(self, id: FileId, until: int) -> None:
-        """Do not read this inode again before `until`: reading it is costly."""
-        self._resting[id] = until
 
     # ------------------------------------------------------------------ figures
 
@@ -534,21 +409,11 @@ class Outbox:
             total = total * len(self.table) // counted
         return total + sum(epoch.bytes for epoch in self.inflight)
 
-    def next_retry(self) -> int | None:
-        """When the first deferred inode may be tried again."""
-        due = [at for id, (at, _) in self._retry.items() if id in self.table]
-        due += [at for id, at in self._resting.items() if id in self.table]
-        return min(due, default=None)
-
-    def stuck(self) -> list[FileId]:
-        """Inodes that the replica, or a read, refused the last time."""
-        return list(self._retry)
-
     def oldest(self) -> int | None:
         """The time of the oldest change that is not durable on the replica."""
         times = [owed.since for owed in self.table.values()]
         times += [flush.owed.since for flush in self._reading.values()]
-        times += [due.since for queue in (self._slots, self._dead) for _, due in queue.values()]
+        times += [due.since for due in self._naming.dues()]
         times += [since for epoch in self.inflight for since in epoch.sinces()]
         looked = self.resolver.oldest()
         return min(times if looked is None else [*times, looked], default=None)

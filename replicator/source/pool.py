@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from queue import SimpleQueue
 
-from replicator.source.outbox import Flush
+from replicator.source.flight import Flush
 from replicator.source.read import Outcome, Reader
 
 BATCH = 16

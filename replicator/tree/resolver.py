@@ -61,6 +61,8 @@ class Due:
     """Tell the replica even if the index already says so."""
     looked: int = 0
     """When the last look at it was over, as `since`."""
+    before: FileId | None = None
+    """What was in a slot that is to be told, if it was something else."""
     order: int = 0
     """The resolver's count when it became due; what follows from a look has the look's order."""
 
@@ -78,8 +80,7 @@ class Hold:
 class Changes:
     """What a round of looking found. Each due's token goes to the receiver of the changes."""
 
-    slots: list[tuple[Slot, Due, FileId | None]] = field(default_factory=list)
-    """Slots to tell, with what was in them before."""
+    slots: list[tuple[Slot, Due]] = field(default_factory=list)
     members: list[tuple[FileId, Due]] = field(default_factory=list)
     """New in the tree. These dues hold no token: the slot's does."""
     dead: list[tuple[FileId, Due]] = field(default_factory=list)
@@ -309,7 +310,8 @@ class Resolver:
                 changes.members.append((found.id, due))
         self._dying_no_more(found)
         if due.force or (found.id if found else None) != old:
-            changes.slots.append((slot, due, old))
+            due.before = old
+            changes.slots.append((slot, due))
         else:
             self._generations.release(due.generation)
 

@@ -17,7 +17,8 @@ from replicator.dirty.table import Owed
 from replicator.mirror.placement import Placement
 from replicator.mirror.steps import Unlink
 from replicator.model import Answer, FileId, Slot
-from replicator.source.outbox import Flush, Outbox
+from replicator.source.flight import Flush
+from replicator.source.outbox import Outbox
 from replicator.source.read import Outcome, Reader
 from replicator.tree.resolver import Found, Hold, Resolver
 from tests.model.explore import Scope
@@ -125,7 +126,7 @@ def no_fold_back() -> Any:
 
     def lossy(outbox: Outbox) -> None:
         for epoch in outbox.inflight:
-            for generation in outbox._tokens(epoch):
+            for generation in epoch.tokens():
                 outbox.generations.release(generation)
         outbox.inflight.clear()
         disconnected(outbox)

@@ -24,7 +24,8 @@ from replicator.barrier import Barriers
 from replicator.capture.event import EVENT, EventFlag, EventKind
 from replicator.dirty.merge import merge
 from replicator.model import Facts, FileId, Kind, Slot
-from replicator.source.outbox import Flush, Outbox, Payload
+from replicator.source.flight import Flush
+from replicator.source.outbox import Outbox, Payload
 from replicator.source.pages import PageHashes
 from replicator.source.read import Outcome, Reader
 from replicator.tree.handles import Stale

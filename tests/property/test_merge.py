@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,8 +53,8 @@ def one_by_one(record: dict[str, int], table: DirtyTable) -> None:
     owed.holes |= bool(record["flags"] & EventFlag.HOLES)
 
 
-@given(st.lists(RECORD, min_size=1, max_size=60))
-def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]]) -> None:
+@given(st.lists(RECORD, min_size=1, max_size=60), st.integers(0, 60))
+def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], few: int) -> None:
     batch = np.zeros(len(records), EVENT)
     for at, record in enumerate(records):
         for key, value in record.items():
@@ -60,7 +62,8 @@ def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]]) -
     together, single = DirtyTable(Generations()), DirtyTable(Generations())
     outsider = FileId(0, 1, 3, 2)
     outsiders = MappedOutsiders()
-    taken = merge(batch, together, lambda id: id != outsider, outsiders)
+    with mock.patch("replicator.dirty.merge.FEW", few):
+        taken = merge(batch, together, lambda id: id != outsider, outsiders)
     for record in records:
         one_by_one(record, single)
     single.drop(outsider)
@@ -79,6 +82,14 @@ def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]]) -
         if not owed.whole:
             assert owed.folios == expected.folios
         assert owed.lowest == expected.lowest
+        complete = [
+            record["ts"]
+            for record in records
+            if (record["root"], record["ino"], record["gen"]) == owed.id[1:]
+            and record["kind"] == EventKind.WRITE
+            and not record["flags"] & EventFlag.BEFORE
+        ]
+        assert owed.written == max(complete, default=0)
         assert (owed.since, owed.whole, owed.mapped, owed.holes) == (
             expected.since,
             expected.whole,

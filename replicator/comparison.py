@@ -1,0 +1,89 @@
+"""What the replica has and the source has not: asked of the receiver after a scan, and of directories that come back.
+
+Takes the outbox and a way to ask; has every name looked at that only the replica has, and declares dead what waits
+there without a name. See docs/decisions/0009.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from replicator.model import FileId, Slot
+from replicator.source.outbox import Outbox
+from replicator.tree.resolver import Due
+from replicator.verify import names_digest
+
+DIRECTORIES = 500
+"""Directories in one request."""
+
+Ask = Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None]
+"""Have the receiver answer a request; the answer has an "error" if there is no session."""
+
+
+class Comparison:
+    """One sender's. `barrier(passed)` calls back when everything owed now is durable."""
+
+    def __init__(self, outbox: Outbox, ask: Ask, barrier: Callable[[Callable[[], None]], None]) -> None:
+        self._outbox = outbox
+        self._ask = ask
+        self._barrier = barrier
+        self._done: Callable[[bool], None] = lambda complete: None
+        self._comparing: dict[FileId, Due] = {}
+
+    def start(self, done: Callable[[bool], None]) -> None:
+        """Compare all directories, then what is nameless; `done(False)` if the connection was lost over it."""
+        self._done = done
+        now = time.monotonic_ns()
+        index = self._outbox.index
+        for id in index.subtree(index.root):
+            if index.is_directory(id):
+                self._outbox.compare_names(id, now)
+        self._barrier(self._ask_nameless)
+
+    def ask_names(self) -> None:
+        """Have the receiver compare the names of directories in which it may have more than the source.
+
+        To be called in every turn after the scan.
+        """
+        if self._comparing or not self._outbox.unlisted:
+            return
+        self._comparing = self._outbox.take_unlisted(DIRECTORIES)
+        if self._comparing:
+            digests = [(id.text(), names_digest(self._outbox.index.children(id))) for id in self._comparing]
+            self._ask({"op": "names", "directories": digests}, self._names_compared)
+
+    def _names_compared(self, body: dict[str, Any]) -> None:
+        now = time.monotonic_ns()
+        compared, self._comparing = self._comparing, {}
+        if "error" in body:  # the connection went: asked again on the next
+            for id, token in compared.items():
+                self._outbox.compare_names(id, token.since, token.generation)
+        for text, names in body.get("directories", []):
+            directory = FileId.parse(text)
+            known = self._outbox.index.children(directory)
+            due = compared.get(directory)
+            for name in (name.encode("latin-1") for name in names):
+                if name not in known:
+                    self._outbox.resolver.look(Slot(directory, name), now, due.generation if due else None, force=True)
+        for token in compared.values():
+            self._outbox.generations.release(token.generation)
+
+    def _ask_nameless(self) -> None:
+        self._ask({"op": "nameless"}, self._nameless)
+
+    def _nameless(self, body: dict[str, Any]) -> None:
+        """Inodes that an earlier sender left behind without a name: those that the source does not have are dead."""
+        if "error" in body:
+            self._done(False)
+            return
+        now = time.monotonic_ns()
+        dead = [id for id in map(FileId.parse, body["ids"]) if not self._outbox.index.is_member(id)]
+        for id in dead:
+            self._outbox.declare_dead(id, now)
+        if dead:  # what was in them is nameless next
+            self._barrier(self._ask_nameless)
+        else:
+            self._outbox.checking = False
+            self._done(True)
