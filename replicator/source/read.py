@@ -79,6 +79,9 @@ class Reader:
         owed = flush.owed
         if kind is Kind.FILE and not owed.check:
             self._wait_for_lock(fd, status.st_size)
+            # What was told until here was told by one who is done, or holds the lock that is waited for once more.
+            waited = time.monotonic_ns()
+            self._wait_for_lock(fd, status.st_size)
             if owed.mapped and flush.left is None:
                 self._write_out(fd, flush, outcome)
         read = time.monotonic_ns()
