@@ -259,8 +259,6 @@ class Sender:
 
     def _hear(self, now: int) -> None:
         heard = self.uplink.turn()
-        sent, received = self.uplink.wire_bytes
-        self.metrics.wire_bytes.follow({"sent": sent, "received": received})
         connection = self.uplink.connection
         if connection is not self._session:
             if self._session is not None:
@@ -353,6 +351,8 @@ class Sender:
             self.resolver.complete = True
             self.phase = "sending"
             self._barrier(self._scanned)
+        sent, received = self.uplink.wire_bytes
+        self.metrics.wire_bytes.follow({"sent": sent, "received": received})  # who was made to wait finds it counted
         if self.barriers:
             self.intake.check_losses()
         in_sync = self.phase == "ready"

@@ -98,9 +98,12 @@ def test_connections_cut_again_and_again(roots: tuple[Path, Path, Path]) -> None
                 (source / "big").write_bytes(content(64 * MIB))
                 for _ in range(6):
                     more_than(churn, 150)
+                    before = proxy.accepted
                     proxy.cut()
                     more_than(churn, 50)
                     proxy.mend()
+                    # "connected" alone may still mean the connection that was cut
+                    eventually(lambda before=before: proxy.accepted > before, PATIENCE)
                     pair.until_connected()
                 churn.stop()
             pair.assert_same(timeout=PATIENCE)
