@@ -86,6 +86,11 @@ def test_only_what_changed_travels_after_an_outage(roots: tuple[Path, Path, Path
         assert pair.wire_bytes() - before < 64 * 1024
 
 
+def accepted(proxy: CountingProxy, connections: int) -> None:
+    """Wait until the proxy has seen so many connections."""
+    eventually(lambda: proxy.accepted >= connections, PATIENCE, f"connection {connections} comes")
+
+
 def test_connections_cut_again_and_again(roots: tuple[Path, Path, Path]) -> None:
     source, replica, state = roots
     port = free_port()
@@ -96,14 +101,13 @@ def test_connections_cut_again_and_again(roots: tuple[Path, Path, Path]) -> None
             resyncs = pair.resyncs()
             with Churn(source / "load") as churn:
                 (source / "big").write_bytes(content(64 * MIB))
-                for _ in range(6):
+                for round_ in range(6):
                     more_than(churn, 150)
-                    before = proxy.accepted
                     proxy.cut()
                     more_than(churn, 50)
                     proxy.mend()
                     # "connected" alone may still mean the connection that was cut
-                    eventually(lambda before=before: proxy.accepted > before, PATIENCE)
+                    accepted(proxy, round_ + 2)
                     pair.until_connected()
                 churn.stop()
             pair.assert_same(timeout=PATIENCE)
