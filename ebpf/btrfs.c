@@ -66,13 +66,8 @@ static __always_inline bool btrfs_owns(void *inode)
 #ifdef __x86_64__
 static __always_inline void *btrfs_inode_of(int fd)
 {
-	void *files = FIELD(task_struct, files, (void *)bpf_get_current_task());
-	void *table = FIELD(files_struct, fdt, files);
-	void *file = 0;
+	void *file = rsyncfs_file(fd);
 
-	if (fd < 0 || (u32)fd >= FIELD(fdtable, max_fds, table))
-		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), (void *)((u64)FIELD(fdtable, fd, table) + 8 * (u64)(u32)fd));
 	return file ? FIELD(file, f_inode, file) : 0;
 }
 

@@ -83,7 +83,7 @@ HOOK(requests, io_uring_submit_req, struct io_kiocb *)
 	if (!(flags & TMPFS_REQ_F_CQE_SKIP) || flags & TMPFS_REQ_F_FIXED_FILE || !tmpfs_request_writes(opcode))
 		return 0;
 	return tmpfs_unannounced(request, opcode,
-				 tmpfs_file(FIELD(io_cqe, fd, ADDRESS(io_kiocb, cqe, request))));
+				 rsyncfs_file(FIELD(io_cqe, fd, ADDRESS(io_kiocb, cqe, request))));
 }
 
 HOOK(requests, io_uring_complete, struct io_ring_ctx *, void *, struct io_uring_cqe *)

@@ -163,7 +163,7 @@ HOOK(results, sys_exit, struct pt_regs *, long int)
 	/* what can have waited since before these hooks were there; all else that began unseen shows by its ctime */
 	if (!entry && plan.way != TMPFS_COPY && plan.way != TMPFS_POINTER)
 		return 0;
-	file = tmpfs_file(plan.fd);
+	file = rsyncfs_file(plan.fd);
 	if (entry) {
 		call = *entry;
 		tmpfs_calls.delete(&thread);

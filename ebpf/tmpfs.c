@@ -66,18 +66,6 @@ struct tmpfs_jumps {
 };
 BPF_ARRAY(tmpfs_jumps, struct tmpfs_jumps, TMPFS_JUMPS);
 
-static __always_inline void *tmpfs_file(s32 fd)
-{
-	void *files = FIELD(task_struct, files, (void *)bpf_get_current_task());
-	void *table = FIELD(files_struct, fdt, files);
-	void *file = 0;
-
-	if (fd < 0 || (u32)fd >= FIELD(fdtable, max_fds, table))
-		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), (void *)((u64)FIELD(fdtable, fd, table) + 8 * (u64)(u32)fd));
-	return file;
-}
-
 static __always_inline bool tmpfs_watched(void *file, struct rsyncfs_subject *subject)
 {
 	return file && rsyncfs_watched_file(FIELD(file, f_inode, file), RSYNCFS_TMPFS, subject);
@@ -303,7 +291,7 @@ static __always_inline void aio_remember(void *regs)
 		}
 		if (block.opcode != AIO_PWRITE && block.opcode != AIO_PWRITEV)
 			continue;
-		file = tmpfs_file(block.fd);
+		file = rsyncfs_file(block.fd);
 		if (!tmpfs_watched(file, &write.subject))
 			continue;
 		write.offset = block.offset;
@@ -333,7 +321,7 @@ HOOK(tmpfs, sys_enter, struct pt_regs *, long int)
 	}
 	if (!tmpfs_plan_of(number, regs, &plan))
 		return 0;
-	call.file = tmpfs_file(plan.fd);
+	call.file = rsyncfs_file(plan.fd);
 	if (!tmpfs_watched(call.file, &call.subject))
 		return 0;
 	call.size = FIELD(inode, i_size, call.subject.inode);

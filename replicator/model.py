@@ -7,6 +7,7 @@ bytes, times are nanoseconds since the epoch, names are the raw bytes the filesy
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -71,6 +72,22 @@ class Kind(StrEnum):
     SOCKET = "s"
     CHARACTER = "c"
     BLOCK = "b"
+
+
+_KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFSOCK: Kind.SOCKET,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFBLK: Kind.BLOCK,
+}
+
+
+def kind_of(mode: int) -> Kind:
+    """The kind of an inode with this st_mode."""
+    return _KINDS[stat.S_IFMT(mode)]
 
 
 class Extent(NamedTuple):

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from replicator import syscalls
-from replicator.model import FileId, Kind, replicated_xattr
+from replicator.model import FileId, Kind, kind_of, replicated_xattr
 from replicator.observe.control import Caller
-from replicator.source.look import kind_of
 from replicator.tree.handles import SourceRoot, Stale
 
 if TYPE_CHECKING:

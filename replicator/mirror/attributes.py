@@ -12,25 +12,10 @@ import stat
 from collections.abc import Mapping
 
 from replicator import syscalls
-from replicator.model import Attributes, Kind, replicated_xattr
+from replicator.model import Attributes, Kind, kind_of, replicated_xattr
 
 _CAPABILITY = b"security.capability"
 _LABEL = b"security.selinux"
-
-_TYPES = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFIFO: Kind.FIFO,
-    stat.S_IFSOCK: Kind.SOCKET,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFBLK: Kind.BLOCK,
-}
-
-
-def kind_of(mode: int) -> Kind:
-    """The kind of an inode with this st_mode."""
-    return _TYPES[stat.S_IFMT(mode)]
 
 
 def replicated_xattrs(fd: int) -> dict[bytes, bytes]:

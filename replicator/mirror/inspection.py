@@ -22,7 +22,7 @@ from replicator.mirror.ground import AstrayError, Ground
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
 from replicator.mirror.steps import LIMBO
-from replicator.model import Attributes, FileId, Kind, Slot
+from replicator.model import Attributes, FileId, Kind, Slot, kind_of
 
 
 class Digest(NamedTuple):
@@ -63,7 +63,7 @@ class Inspection:
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
-                    entries.append(Entry(name, attributes.kind_of(mode), self._inventory.bound(Slot(id, name))))
+                    entries.append(Entry(name, kind_of(mode), self._inventory.bound(Slot(id, name))))
         finally:
             os.close(fd)
         return entries

@@ -7,28 +7,12 @@ that a name costs no path walk. Opens nothing but directories. Errors of a sick 
 from __future__ import annotations
 
 import os
-import stat
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from replicator.model import FileId, Kind, Slot
+from replicator.model import FileId, Slot, kind_of
 from replicator.tree.handles import SourceRoot, Stale
 from replicator.tree.resolver import DirectoryGone, Found
-
-_KINDS = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFIFO: Kind.FIFO,
-    stat.S_IFSOCK: Kind.SOCKET,
-    stat.S_IFCHR: Kind.CHARACTER,
-    stat.S_IFBLK: Kind.BLOCK,
-}
-
-
-def kind_of(mode: int) -> Kind:
-    """The kind of an inode by its st_mode."""
-    return _KINDS[stat.S_IFMT(mode)]
 
 
 class SourceNamespace:

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 
 from replicator import syscalls
 from replicator.dirty.ranges import RangeSet
-from replicator.model import END_OF_FILE, Attributes, Extent, FileId, InodeFact, Kind, replicated_xattr
+from replicator.model import END_OF_FILE, Attributes, Extent, FileId, InodeFact, Kind, kind_of, replicated_xattr
 from replicator.source.flight import Flush, Part
-from replicator.source.look import kind_of
 from replicator.source.pages import PAGE, PageHashes
 from replicator.tree.handles import SourceRoot, Stale
 
