@@ -102,6 +102,7 @@ class Receiver:
             self._tick()
             for connection in list(self._interests):
                 self._retune(connection)
+            self._count_bytes()
             self.control.retune()
         for connection in list(self._interests):
             self._drop(connection, "the receiver stops")
@@ -309,6 +310,8 @@ class Receiver:
         self.metrics.connected.set(1 if self._session is not None else 0)
         self.metrics.limbo_files.set(len(self.mirror.nameless(NAMELESS)))
         self.metrics.epoch_open.set(1 if self.mirror.open_epoch else 0)
+
+    def _count_bytes(self) -> None:
         sent, received = self._bytes
         for connection in self._interests:
             sent += connection.transport.bytes_out

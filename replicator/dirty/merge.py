@@ -26,6 +26,8 @@ FEW = 64
 _WRITE, _FOLIO, _SIZE, _TAIL, _WHOLE = (
     int(kind) for kind in (EventKind.WRITE, EventKind.FOLIO, EventKind.SIZE, EventKind.TAIL, EventKind.WHOLE)
 )
+_PLAIN = (_SIZE, int(EventKind.ATTR))
+"""Records that say nothing of bytes. A lowered size is read again from there on, whatever was sent."""
 _MAPPED, _HOLES, _BEFORE = (int(flag) for flag in (EventFlag.MAPPED, EventFlag.HOLES, EventFlag.BEFORE))
 
 
@@ -70,8 +72,10 @@ def _merge_one(
     owed.holes |= bool(flags & _HOLES) or kind == _TAIL
     if kind == _WRITE and not flags & _BEFORE:
         owed.written = max(owed.written, ts)
-    else:
+    elif kind in _PLAIN:
         owed.changed = max(owed.changed, ts)
+    else:
+        owed.begun = max(owed.begun, ts)
     start = min(start, END_OF_FILE)
     end = min(start + length, END_OF_FILE)
     if kind == _WRITE:
@@ -94,7 +98,9 @@ def _mark(owed: Owed, group: Events) -> None:
     kinds = group["kind"]
     complete = (kinds == EventKind.WRITE) & (group["flags"] & EventFlag.BEFORE == 0)
     owed.written = max(owed.written, int(group["ts"][complete].max(initial=0)))
-    owed.changed = max(owed.changed, int(group["ts"][~complete].max(initial=0)))
+    plain = np.isin(kinds, _PLAIN)
+    owed.changed = max(owed.changed, int(group["ts"][plain].max(initial=0)))
+    owed.begun = max(owed.begun, int(group["ts"][~complete & ~plain].max(initial=0)))
     present = set(np.unique(kinds).tolist())
     if EventKind.WHOLE in present:
         owed.mark_whole()

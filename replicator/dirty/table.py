@@ -24,10 +24,12 @@ class Owed:
     """The oldest change's generation; this holds one token of it."""
     since: int
     """The oldest change's time, CLOCK_MONOTONIC in ns."""
-    changed: int = 0
-    """The time, as `since`, of the newest change that may not have been complete at that time."""
     written: int = 0
-    """The time of the newest record of bytes that were in the file at that time."""
+    """The time, as `since`, of the newest record of bytes that were in the file at that time."""
+    begun: int = 0
+    """That of the newest record of bytes that may have been on their way still."""
+    changed: int = 0
+    """That of the newest change of anything else; it may have been on its way."""
     ranges: RangeSet = field(default_factory=RangeSet)
     folios: RangeSet = field(default_factory=RangeSet)
     """Ranges of mapped folios, of which perhaps only single pages changed."""
@@ -46,8 +48,9 @@ class Owed:
     def absorb(self, other: Owed) -> None:
         """Unite with another of the same inode; neither's token is touched."""
         self.since = min(self.since, other.since)
-        self.changed = max(self.changed, other.changed)
         self.written = max(self.written, other.written)
+        self.begun = max(self.begun, other.begun)
+        self.changed = max(self.changed, other.changed)
         self.ranges.update(other.ranges)
         self.folios.update(other.folios)
         if other.lowest is not None:
@@ -87,8 +90,8 @@ class DirtyTable:
     def mark(self, id: FileId, now: int, generation: int | None = None, *, complete: bool = False) -> Owed:
         """The entry of `id`, made if there was none; its attributes are owed from here on.
 
-        `now` as `Owed.since`; `generation` is that of what led here, if it is older than the current one. Unless
-        `complete` the change at `now` may be under way still; otherwise the caller keeps `written` and `changed` then.
+        `now` as `Owed.since`; `generation` is that of what led here, if it is older than the current one. The change
+        may be under way still, unless `complete`: then the caller keeps `written`, `begun` and `changed`.
         """
         if self.watched:
             self.watched.discard(id)
@@ -115,20 +118,28 @@ class DirtyTable:
         entry.generation = self.generations.merge(entry.generation, owed.generation)
         entry.absorb(owed)
 
-    def seen(self, owed: Owed, waited: int, read: int, sent: list[tuple[int, int]], *, all_read: bool) -> None:
+    def seen(
+        self, owed: Owed, waited: int, read: int, sent: list[tuple[int, int]], size: int, *, all_read: bool
+    ) -> None:
         """The flush `owed` was read from time `read` on, after waiting from `waited` on for the inode's lock.
 
         What is owed since, but was changed before, was in what was read, as far as that was sent: it is owed no more,
-        or rather by that flush. `all_read`: the flush ends with this read, and so carries the attributes too.
+        or rather by that flush. `sent`: ranges [start, end); `size`: the file's, at the read; `all_read`: the flush
+        ends with this read, and so carries the attributes too.
         """
         entry = self._entries.get(owed.id)
-        if entry is None or entry.written > read or entry.changed > waited:
+        if entry is None or entry.written > read or entry.begun > waited:
             return
         if entry.whole or entry.check or entry.mapped or owed.mapped:
             return
         for start, end in sent:
             entry.ranges.remove(start, end)
-        if all_read and not entry.touched:
+        quiet = entry.changed <= waited
+        # A truncation is part of one as deep that the flush tells of, if all bytes behind it go along.
+        told = entry.lowest is not None and owed.lowest is not None and owed.lowest <= entry.lowest < size
+        if quiet and told and RangeSet(sent).covers(entry.lowest or 0, size):
+            entry.lowest = None
+        if all_read and quiet and not entry.touched:
             del self._entries[owed.id]
             owed.generation = self.generations.merge(owed.generation, entry.generation)
             owed.since = min(owed.since, entry.since)

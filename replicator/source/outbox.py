@@ -194,7 +194,8 @@ class Outbox:
         if not self.index.is_member(part.flush.owed.id):
             self.gone(part.flush)
         elif self.current(part.flush):
-            self.table.seen(part.flush.owed, part.waited, part.read, part.sent, all_read=not part.fact.partial)
+            flush, all_read = part.flush, not part.fact.partial
+            self.table.seen(flush.owed, part.waited, part.read, part.sent, flush.size, all_read=all_read)
             self._parts.append(part)
 
     @property

@@ -31,7 +31,11 @@ RECORD = st.fixed_dictionaries(
 
 
 def one_by_one(record: dict[str, int], table: DirtyTable) -> None:
-    owed = table.mark(FileId(0, record["root"], record["ino"], record["gen"]), record["ts"])
+    owed = table.mark(FileId(0, record["root"], record["ino"], record["gen"]), record["ts"], complete=True)
+    if record["kind"] in (EventKind.SIZE, EventKind.ATTR):
+        owed.changed = max(owed.changed, record["ts"])
+    elif record["kind"] != EventKind.WRITE or record["flags"] & EventFlag.BEFORE:
+        owed.begun = max(owed.begun, record["ts"])
     end = END_OF_FILE if record["len"] == TO_THE_END else record["off"] + record["len"]
     match record["kind"]:
         case EventKind.WRITE:
@@ -90,6 +94,7 @@ def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], f
             and not record["flags"] & EventFlag.BEFORE
         ]
         assert owed.written == max(complete, default=0)
+        assert (owed.begun, owed.changed) == (expected.begun, expected.changed)
         assert (owed.since, owed.whole, owed.mapped, owed.holes) == (
             expected.since,
             expected.whole,
