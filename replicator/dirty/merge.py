@@ -26,8 +26,7 @@ FEW = 64
 _WRITE, _FOLIO, _SIZE, _TAIL, _WHOLE = (
     int(kind) for kind in (EventKind.WRITE, EventKind.FOLIO, EventKind.SIZE, EventKind.TAIL, EventKind.WHOLE)
 )
-_PLAIN = (_SIZE, int(EventKind.ATTR))
-"""Records that say nothing of bytes. A lowered size is read again from there on, whatever was sent."""
+_ATTR = int(EventKind.ATTR)
 _MAPPED, _HOLES, _BEFORE = (int(flag) for flag in (EventFlag.MAPPED, EventFlag.HOLES, EventFlag.BEFORE))
 
 
@@ -72,7 +71,9 @@ def _merge_one(
     owed.holes |= bool(flags & _HOLES) or kind == _TAIL
     if kind == _WRITE and not flags & _BEFORE:
         owed.written = max(owed.written, ts)
-    elif kind in _PLAIN:
+    elif kind == _SIZE:
+        owed.sized = max(owed.sized, ts)
+    elif kind == _ATTR:
         owed.changed = max(owed.changed, ts)
     else:
         owed.begun = max(owed.begun, ts)
@@ -98,9 +99,10 @@ def _mark(owed: Owed, group: Events) -> None:
     kinds = group["kind"]
     complete = (kinds == EventKind.WRITE) & (group["flags"] & EventFlag.BEFORE == 0)
     owed.written = max(owed.written, int(group["ts"][complete].max(initial=0)))
-    plain = np.isin(kinds, _PLAIN)
-    owed.changed = max(owed.changed, int(group["ts"][plain].max(initial=0)))
-    owed.begun = max(owed.begun, int(group["ts"][~complete & ~plain].max(initial=0)))
+    sizes, attributes = kinds == _SIZE, kinds == _ATTR
+    owed.sized = max(owed.sized, int(group["ts"][sizes].max(initial=0)))
+    owed.changed = max(owed.changed, int(group["ts"][attributes].max(initial=0)))
+    owed.begun = max(owed.begun, int(group["ts"][~(complete | sizes | attributes)].max(initial=0)))
     present = set(np.unique(kinds).tolist())
     if EventKind.WHOLE in present:
         owed.mark_whole()

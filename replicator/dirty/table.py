@@ -28,6 +28,8 @@ class Owed:
     """The time, as `since`, of the newest record of bytes that were in the file at that time."""
     begun: int = 0
     """That of the newest record of bytes that may have been on their way still."""
+    sized: int = 0
+    """That of the newest record of a size; it may have been on its way."""
     changed: int = 0
     """That of the newest change of anything else; it may have been on its way."""
     ranges: RangeSet = field(default_factory=RangeSet)
@@ -50,6 +52,7 @@ class Owed:
         self.since = min(self.since, other.since)
         self.written = max(self.written, other.written)
         self.begun = max(self.begun, other.begun)
+        self.sized = max(self.sized, other.sized)
         self.changed = max(self.changed, other.changed)
         self.ranges.update(other.ranges)
         self.folios.update(other.folios)
@@ -91,7 +94,7 @@ class DirtyTable:
         """The entry of `id`, made if there was none; its attributes are owed from here on.
 
         `now` as `Owed.since`; `generation` is that of what led here, if it is older than the current one. The change
-        may be under way still, unless `complete`: then the caller keeps `written`, `begun` and `changed`.
+        may be under way still, unless `complete`: then the caller keeps the other times.
         """
         if self.watched:
             self.watched.discard(id)
@@ -134,12 +137,11 @@ class DirtyTable:
             return
         for start, end in sent:
             entry.ranges.remove(start, end)
-        quiet = entry.changed <= waited
         # A truncation is part of one as deep that the flush tells of, if all bytes behind it go along.
         told = entry.lowest is not None and owed.lowest is not None and owed.lowest <= entry.lowest < size
-        if quiet and told and RangeSet(sent).covers(entry.lowest or 0, size):
+        if told and entry.sized <= waited and RangeSet(sent).covers(entry.lowest or 0, size):
             entry.lowest = None
-        if all_read and quiet and not entry.touched:
+        if all_read and not entry.touched and max(entry.changed, entry.sized) <= waited:
             del self._entries[owed.id]
             owed.generation = self.generations.merge(owed.generation, entry.generation)
             owed.since = min(owed.since, entry.since)

@@ -32,7 +32,9 @@ RECORD = st.fixed_dictionaries(
 
 def one_by_one(record: dict[str, int], table: DirtyTable) -> None:
     owed = table.mark(FileId(0, record["root"], record["ino"], record["gen"]), record["ts"], complete=True)
-    if record["kind"] in (EventKind.SIZE, EventKind.ATTR):
+    if record["kind"] == EventKind.SIZE:
+        owed.sized = max(owed.sized, record["ts"])
+    elif record["kind"] == EventKind.ATTR:
         owed.changed = max(owed.changed, record["ts"])
     elif record["kind"] != EventKind.WRITE or record["flags"] & EventFlag.BEFORE:
         owed.begun = max(owed.begun, record["ts"])
@@ -94,7 +96,7 @@ def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], f
             and not record["flags"] & EventFlag.BEFORE
         ]
         assert owed.written == max(complete, default=0)
-        assert (owed.begun, owed.changed) == (expected.begun, expected.changed)
+        assert (owed.begun, owed.sized, owed.changed) == (expected.begun, expected.sized, expected.changed)
         assert (owed.since, owed.whole, owed.mapped, owed.holes) == (
             expected.since,
             expected.whole,

@@ -118,5 +118,6 @@ def test_a_truncation_after_the_read_stays_owed(flush_and_table: tuple[Owed, Dir
     flush.lower(5)
     owed = table.mark(FILE, WAITED + 1)
     owed.lower(10)
+    owed.sized = WAITED + 1
     table.seen(flush, WAITED, READ, [(0, 200)], 200, all_read=True)
     assert owed.lowest == 10
