@@ -216,11 +216,15 @@ class Outbox:
         inodes: list[InodeFact] = []
         payload: Payload = []
         size = 0
+        early: list[Part] = []
         while self._parts and size < EPOCH_BYTES and len(inodes) < EPOCH_INODES:
             part = self._parts.popleft()
             id = part.flush.owed.id
             if not self.index.is_member(id):
                 self.gone(part.flush)
+                continue
+            if part.fact.check and any(slot.parent in self._unshipped for slot in self.index.slots_of(id)):
+                early.append(part)  # its names must go along, for a replica's file is adopted by name
                 continue
             payload += [(len(inodes), offset, data) for offset, data in part.data]
             size += sum(len(data) for _, data in part.data)
@@ -229,6 +233,7 @@ class Outbox:
                 self._more.append(part.flush)
             else:
                 self._complete(id, part, epoch)
+        self._parts.extendleft(reversed(early))
         slots = self._take_slots(epoch)
         dead = self._take_dead(epoch)
         if not (inodes or slots or dead):
