@@ -60,6 +60,7 @@ UNAPPLIED = 4
 BACKLOG = 16_384
 """Dirty inodes above which the first scan pauses."""
 LOOKS = 512
+CALM = 2_000_000  # ns
 HOUSEKEEPING = 0.25  # s
 SECOND = 1_000_000_000
 
@@ -176,6 +177,8 @@ class Sender:
         wait = min(self.uplink.due(), HOUSEKEEPING)
         if self.resolver.waiting:
             wait = min(wait, 0.005)
+        if self.outbox.calming and self.uplink.connection is not None:
+            wait = min(wait, CALM / SECOND)
         retry = self.outbox.pace.next_due(self.table)
         if retry is not None:
             wait = min(wait, max(0.0, (retry - time.monotonic_ns()) / SECOND))
@@ -204,7 +207,7 @@ class Sender:
             return
         room = READING - self.outbox.reading
         if room > 0 or self.outbox.readable:
-            flushes = self.outbox.next_reads(now, max(0, room))
+            flushes = self.outbox.next_reads(now, max(0, room), calm=CALM)
             if flushes:
                 self.pool.submit(flushes)
 

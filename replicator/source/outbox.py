@@ -51,6 +51,8 @@ class Outbox:
         self.inflight: deque[Epoch] = deque()
         self.checking = False
         """New members are offered to the receiver for comparison before their bytes are sent."""
+        self.calming = False
+        """Whether `next_reads` passed over something that will be ready in a moment."""
         self.unlisted: dict[FileId, Due] = {}
         """Directories whose names must be compared with the replica's."""
         self._number = 0
@@ -154,16 +156,24 @@ class Outbox:
 
     # ------------------------------------------------------------------ reads
 
-    def next_reads(self, now: int, items: int, big: int = 1 << 20, big_items: int = 2) -> list[Flush]:
-        """Up to `items` flushes to read (a slice of), small ones before those of more than `big` bytes."""
+    def next_reads(self, now: int, items: int, big: int = 1 << 20, big_items: int = 2, calm: int = 0) -> list[Flush]:
+        """Up to `items` flushes to read (a slice of), small ones before those of more than `big` bytes.
+
+        What was told before its effect (a clone, a punched hole) is often told in many steps of one call: such an inode
+        is left alone until `calm` ns have passed since the last of them, or ten times that since the first.
+        """
         chosen: list[Flush] = []
         bulky = [self._more.popleft() for _ in range(min(len(self._more), big_items))]
         room = big_items - len(bulky)
         late: list[FileId] = []
+        self.calming = False
         for id in self._eligible(now, items * 4):
             if len(chosen) >= items:
                 break
             owed = self.table.get(id)
+            if owed is not None and now - owed.begun < calm and now - owed.since < 10 * calm:
+                self.calming = True
+                continue
             if owed is not None and owed.ranges.total > big and not owed.whole:
                 late.append(id)
                 continue
