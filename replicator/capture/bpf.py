@@ -89,13 +89,18 @@ def trampoline_refusal(types: Btf) -> str | None:
     return None
 
 
-def recursion_misses(program: int, types: Btf) -> int:
-    """How often the kernel skipped a program because it was running already. 0 where the kernel does not count."""
+def recursion_member(types: Btf) -> int | None:
+    """Where `recursion_misses` finds its count in what the kernel tells of a program. None if it does not count."""
     member = types.member("bpf_prog_info", "recursion_misses")
-    if member is None:
+    return None if member is None else member.offset
+
+
+def recursion_misses(program: int, offset: int | None) -> int:
+    """How often the kernel skipped a program because it was running already. 0 where the kernel does not count."""
+    if offset is None:
         return 0
     info = (ctypes.c_uint64 * 64)()
     # bpf_fd, info_len; info
     attributes = _attributes(program | ctypes.sizeof(info) << 32, ctypes.addressof(info))
     bpf(_OBJ_GET_INFO_BY_FD, attributes)
-    return info[member.offset // 8]
+    return info[offset // 8]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from replicator.capture.bpf import recursion_misses
+from replicator.capture.bpf import recursion_member, recursion_misses
 from replicator.capture.btf import Btf
 from replicator.capture.compile import Program, kernel_types
 from replicator.capture.event import Events
@@ -75,21 +75,22 @@ class TracepointSensor:
         self._index = index
         self._cache = cache
         self._program: Program | None = None
-        self._types: Btf | None = None
+        self._misses_at: int | None = None
         self._ring: Ring | None = None
 
     def attach(self, source: Watched) -> None:
         """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
         assert self._program is None, "attached already"
         families_of(source.fstype)
-        self._types = kernel_types((source.fstype, "iomap"))
+        types = kernel_types((source.fstype, "iomap"))
+        self._misses_at = recursion_member(types)
         self._program = Program(
-            _families(source.fstype, self._types),
+            _families(source.fstype, types),
             {
                 "RSYNCFS_RING_PAGES": self._ring_bytes // os.sysconf("SC_PAGE_SIZE"),
                 "RSYNCFS_LOST_INODES": self._lost_inodes,
             },
-            self._types,
+            types,
             self._cache,
         )
         try:
@@ -134,15 +135,14 @@ class TracepointSensor:
         ring_full: records that did not fit; lost_map_full: of those, the ones whose inode could not be kept either;
         recursion: programs that the kernel skipped because they were running already.
         """
-        program, types = self._attached(), self._types
-        assert types is not None
+        program = self._attached()
         counters = program.table("losses")
         return {
             # the later cause first: whoever sees a ring_full sees its lost_map_full
             "ring_full": int(sum(counters[counters.Key(_RING_FULL)])),
             "lost_map_full": int(sum(counters[counters.Key(_LOST_MAP_FULL)])),
             "recursion": sum(
-                recursion_misses(descriptor, types)
+                recursion_misses(descriptor, self._misses_at)
                 for hook, descriptor in program.programs()
                 if hook.tracepoint != _TWICE
             ),

@@ -28,6 +28,12 @@ class Foreign:
 
     def purge(self, dirfd: int, name: bytes) -> None:
         """Remove the entry `name`, which is none of ours; nothing happens if it is not there."""
+        try:
+            self._purge(dirfd, name)
+        except RecursionError:
+            raise OSError(errno.ELOOP, "a foreign directory is too deep to be removed: remove it by hand") from None
+
+    def _purge(self, dirfd: int, name: bytes) -> None:
         handle = handle_of(dirfd, name)
         if handle is None:
             return
@@ -41,7 +47,7 @@ class Foreign:
         fd = open_beneath(dirfd, name, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for child in os.listdir(fd):
-                self.purge(fd, os.fsencode(child))
+                self._purge(fd, os.fsencode(child))
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=dirfd)
@@ -51,8 +57,6 @@ class Foreign:
         fd = os.dup(self._ground.directory(place.parent))
         try:
             self.purge(fd, place.name)
-        except RecursionError:
-            raise OSError(errno.ELOOP, "a foreign directory is too deep to be removed: remove it by hand") from None
         finally:
             os.close(fd)
 

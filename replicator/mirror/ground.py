@@ -69,16 +69,16 @@ class Ground:
         if fd is not None:
             self._kept.move_to_end(id)
             return fd
-        chain: list[tuple[FileId, Slot]] = []
+        chain: dict[FileId, Slot] = {}
         at = id
         while at not in self._kept and at not in (LIMBO, self._inventory.root):
             place = next(iter(self._inventory.places(at)), None)
-            if place is None or len(chain) > 10_000:
+            if place is None or at in chain:
                 raise AstrayError(at, None)
-            chain.append((at, place))
+            chain[at] = place
             at = place.parent
         fd = self.directory(at)
-        for child, place in reversed(chain):
+        for child, place in reversed(chain.items()):
             fd = self._enter(fd, child, place)
         return fd
 

@@ -103,6 +103,8 @@ class Resolver:
         self._lists: OrderedDict[FileId, Due] = OrderedDict()
         self._held: dict[Slot, Hold] = {}
         self._dying: dict[FileId, Due] = {}
+        self._gone: set[FileId] = set()
+        """Directories of which this round has found out that they are removed."""
         self._order = 0
         self.complete = False
         """Whether every directory was listed once: before that, nothing can be proven to be outside."""
@@ -139,6 +141,7 @@ class Resolver:
     def resolve(self, view: Namespace, now: int, budget: int = 1000) -> Changes:
         """Do up to `budget` looks, and look again at what is held."""
         changes = Changes()
+        self._gone.clear()
         self._list_some(view, changes, budget)
         observed, dues = self._observe(view, changes, budget)
         dying = self._hold_back(view, observed, dues, now)
@@ -226,19 +229,19 @@ class Resolver:
 
     def _confirm_gone(self, view: Namespace, directory: FileId) -> None:
         """A sick disk makes a handle stale just as removal does: OSError if a name still leads to the directory."""
-        while directory != self.index.root:
+        passed: list[FileId] = []
+        while directory not in self._gone:
+            passed.append(directory)
             slots = self.index.slots_of(directory)
-            if not slots:
-                return
             try:
-                found = view.lookup(slots[0])
+                found = view.lookup(slots[0]) if slots else None
             except DirectoryGone:
                 directory = slots[0].parent
                 continue
-            if found is None or found.id != directory:
-                return
+            if directory == self.index.root or (found is not None and found.id == directory):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
             break
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._gone.update(passed)
 
     def _included(self, slot: Slot, found: Found | None) -> Found | None:
         if found is None or not self._exclude:

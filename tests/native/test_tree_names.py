@@ -21,6 +21,10 @@ pytestmark = pytest.mark.native
 
 FACTS = 16 * KIB
 """What a few changes of names may cost on the wire; the files behind them have a megabyte."""
+DEEP = 1100
+"""Levels of a chain of directories: more than Python may recurse."""
+LONG = b"directory"
+"""A name of each: together more than a path may have."""
 BIG = 10_000
 """Files of the big directories."""
 
@@ -63,6 +67,28 @@ def test_deep_directories_filled_at_once(case: Case) -> None:
     deep.mkdir(parents=True)
     for directory in (deep, *list(deep.parents)[:59]):
         (directory / "leaf").write_bytes(content(100))
+    case.assert_same()
+
+
+def test_deeper_than_a_path_can_say(case: Case) -> None:
+    """A chain of directories whose whole path no system call takes: made, renamed at its top, and removed."""
+    fds = [os.open(case.source, os.O_RDONLY | os.O_DIRECTORY)]
+    try:
+        for level in range(DEEP):
+            os.mkdir(LONG, dir_fd=fds[-1])
+            fds.append(os.open(LONG, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fds[-1]))
+            if level % 500 == 0 or level == DEEP - 1:
+                fd = os.open(b"file", os.O_WRONLY | os.O_CREAT, 0o640, dir_fd=fds[-1])
+                os.write(fd, content(9000, level))
+                os.close(fd)
+            os.close(fds.pop(0))
+    finally:
+        for fd in fds:
+            os.close(fd)
+    case.assert_same()
+    with no_data(case):
+        (case.source / os.fsdecode(LONG)).rename(case.source / "moved")
+    subprocess.run(["rm", "-r", case.source / "moved"], check=True)
     case.assert_same()
 
 

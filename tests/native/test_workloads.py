@@ -9,8 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -151,6 +151,8 @@ STRESSORS = (
 )
 GROUP = 5
 """Stressors that run side by side."""
+SEEN = 20_000
+"""Events of theirs that the sender must have seen before they are frozen."""
 
 
 @contextlib.contextmanager
@@ -188,13 +190,18 @@ def states(group: int) -> set[str]:
     return found
 
 
+def _has_seen(case: Case, events: int) -> bool:
+    return bool(case.pair.status()["events"] >= events)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [STRESSORS[i : i + GROUP] for i in range(0, len(STRESSORS), GROUP)], ids="-".join)
 def test_stress_ng(case: Case, names: tuple[str, ...]) -> None:
     """Frozen in the middle of it, twice, and compared; then once more when it has cleaned up after itself."""
     with stress(case.source, names, 60) as process:
         for _ in range(2):
-            time.sleep(1)  # it works meanwhile; how far it gets does not matter
+            enough = case.pair.status()["events"] + SEEN
+            eventually(partial(_has_seen, case, enough), 30, "they work on the source")
             assert process.poll() is None, process.returncode
             os.killpg(process.pid, signal.SIGSTOP)
             eventually(lambda: states(process.pid) <= {"T"}, 30, "every stressor is frozen")

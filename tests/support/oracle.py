@@ -8,6 +8,7 @@ on request also where the holes are. Access and change times are nobody's promis
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -19,7 +20,31 @@ CHUNK = 1 << 20
 HOLE_SLACK = 128 * 1024
 """Bytes by which allocation may differ between two filesystems of different kinds for the same holes."""
 
+SHORT = 3800
+"""Bytes of a path to which a system call lets one more name be added."""
+STRIDE = 15
+"""So many names of 255 bytes are a short path."""
+
 Ranges = list[tuple[int, int]]
+
+
+@contextlib.contextmanager
+def within(top: bytes, path: bytes) -> Iterator[bytes]:
+    """A path of what `path` is below `top`, short enough for any system call however deep it lies."""
+    if len(top) + len(path) < SHORT:
+        yield os.path.join(top, path)
+        return
+    fd = os.open(top, os.O_PATH | os.O_DIRECTORY)
+    try:
+        *above, name = path.split(b"/")
+        for start in range(0, len(above), STRIDE):
+            some = b"/".join(above[start : start + STRIDE])
+            below = os.open(some, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        yield b"/proc/self/fd/%d/%s" % (fd, name)
+    finally:
+        os.close(fd)
 
 
 def names(top: Path) -> dict[bytes, os.stat_result]:
@@ -29,7 +54,7 @@ def names(top: Path) -> dict[bytes, os.stat_result]:
     todo = [b""]
     while todo:
         directory = todo.pop()
-        with os.scandir(os.path.join(root, directory) if directory else root) as entries:
+        with within(root, directory) as place, os.scandir(place) as entries:
             for entry in entries:
                 path = os.path.join(directory, entry.name) if directory else entry.name
                 info = entry.stat(follow_symlinks=False)
@@ -154,9 +179,8 @@ def differences(
         elif path not in ours:
             lines.append(f"{path!r}: only on the replica")
         else:
-            wrong = _entry(
-                os.path.join(left, path), os.path.join(right, path), ours[path], theirs[path], holes, ignore_xattrs
-            )
+            with within(left, path) as here, within(right, path) as there:
+                wrong = _entry(here, there, ours[path], theirs[path], holes, ignore_xattrs)
             if our_links.get(path) != their_links.get(path):
                 wrong.append(f"links {_show(our_links.get(path))} against {_show(their_links.get(path))}")
             lines += [f"{path!r}: {text}" for text in wrong]
