@@ -10,6 +10,7 @@ import mmap
 import os
 import random
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -130,7 +131,8 @@ class Demo:
         self._console = Console()
 
     def run(self) -> int:
-        """Returns the exit code: 0 if both sides are identical at the end."""
+        """Returns the exit code: 0 if both sides are identical at the end. Whatever ends it, nothing is left behind."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         base = Path(tempfile.mkdtemp(prefix="rsyncfs-demo-", dir="/var/tmp"))
         try:
             source, replica = base / "source", base / "replica"

@@ -13,24 +13,23 @@ import threading
 import time
 from collections import deque
 from contextlib import ExitStack
-from pathlib import Path
 
 from replicator import __version__
 from replicator.answers import NAMELESS, Answers
 from replicator.config import ReceiveOptions
 from replicator.errors import EnvironmentFault, RefusedError, RemoteError
+from replicator.host import ancestors, boot_id, nested
 from replicator.link import message as m
 from replicator.link.address import resolve
 from replicator.link.connection import Connection, Heard, LinkLost, Party
 from replicator.link.epoch import Epoch
+from replicator.link.sockets import accept, listen
 from replicator.link.tls import require_tls, server_context
-from replicator.link.transport import accept, listen
 from replicator.mirror.durability import SyncJob
 from replicator.mirror.mirror import Mirror
 from replicator.observe.control import Caller, ControlServer
 from replicator.observe.log import printable
 from replicator.observe.metrics import ReceiverMetrics
-from replicator.sender import ancestors
 
 log = logging.getLogger(__name__)
 
@@ -223,15 +222,14 @@ class Receiver:
             )
         if self._session is not None and self._sender != (hello.source, hello.instance):
             return m.Refuse("busy", f"the replica {self.options.root} is being fed by another sender", permanent=False)
-        if hello.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip() and hello.ancestors:
-            ours = ancestors(self.options.root)
-            if hello.ancestors[0] in ours or ours[0] in hello.ancestors:
-                return m.Refuse(
-                    "nested",
-                    f"the source and the replica {self.options.root} lie one inside the other: choose directories that"
-                    " do not",
-                    permanent=True,
-                )
+        local = hello.boot_id == boot_id() and hello.ancestors
+        if local and nested(hello.ancestors, ancestors(self.options.root)):
+            return m.Refuse(
+                "nested",
+                f"the source and the replica {self.options.root} lie one inside the other: choose directories that do"
+                " not",
+                permanent=True,
+            )
         if not self.mirror.still_there():
             return m.Refuse("root-gone", f"the replica {self.options.root} is not what it was", permanent=False)
         self._sender = (hello.source, hello.instance)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from replicator.capture.sensor import Sensor
 from replicator.comparison import Comparison
 from replicator.config import SendOptions
 from replicator.errors import EnvironmentFault
+from replicator.host import ancestors, boot_id
 from replicator.intake import Intake
 from replicator.link import message as m
 from replicator.link.tls import client_context
@@ -38,13 +38,10 @@ from replicator.observe.control import ControlServer
 from replicator.observe.log import printable
 from replicator.observe.metrics import SenderMetrics
 from replicator.progress import Progress
+from replicator.reading import CALM, Reading
 from replicator.requests import Requests
-from replicator.source.flight import Flush
 from replicator.source.look import SourceNamespace
 from replicator.source.outbox import Outbox
-from replicator.source.pages import PageHashes
-from replicator.source.pool import ReadPool
-from replicator.source.read import Outcome, Reader
 from replicator.state import StateDirectory
 from replicator.tree.exclude import Exclude
 from replicator.tree.handles import SourceRoot
@@ -53,14 +50,11 @@ from replicator.work import Worker
 
 log = logging.getLogger(__name__)
 
-READING = 64
-"""Flushes that may be out to be read."""
 UNAPPLIED = 4
 """Epochs sent and not yet visible on the replica: while there are so many, what changes is gathered into the next."""
 BACKLOG = 16_384
 """Dirty inodes above which the first scan pauses."""
 LOOKS = 512
-CALM = 2_000_000  # ns
 HOUSEKEEPING = 0.25  # s
 SECOND = 1_000_000_000
 
@@ -108,9 +102,8 @@ class Sender:
         self.barriers = Barriers(self.outbox.generations)
         self.view = SourceNamespace(self.source)
         defer(self.view.close)
-        self.pages = PageHashes()
-        self.pool = ReadPool(Reader(self.source, self.pages))
-        defer(self.pool.close)
+        self.reading = Reading(self.source, self.outbox, self.intake, self.describe)
+        defer(self.reading.close)
         self.worker = Worker()
         defer(self.worker.close)
         self.instance = secrets.randbits(64)
@@ -122,7 +115,7 @@ class Sender:
         self.requests = Requests(self)
         self.control = ControlServer(self.state.path, self.selector, self.requests.handle)
         defer(self.control.close)
-        for watched in (self.sensor, self.names, self.pool, self.worker):
+        for watched in (self.sensor, self.names, self.reading, self.worker):
             self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
         self.progress = Progress()
         defer(self.progress.close)
@@ -153,11 +146,11 @@ class Sender:
             now = time.monotonic_ns()
             self.intake.take_names(now)
             self.intake.take_records()
-            self._take_reads(now)
+            self.reading.take(now)
             self.worker.collect()
             self._hear(now)
             self._resolve(now)
-            self._start_reads(now)
+            self._read(now)
             self._send(now)
             if self.phase in ("sending", "ready"):
                 self.comparison.ask_names()
@@ -202,47 +195,9 @@ class Sender:
             log.error("cannot look at %s: %s; trying again", self.describe(where), error.strerror)
             self._pause_looks = now + SECOND
 
-    def _start_reads(self, now: int) -> None:
-        if self.uplink.connection is None or self.phase == "connecting":
-            return
-        room = READING - self.outbox.reading
-        if room > 0 or self.outbox.readable:
-            flushes = self.outbox.next_reads(now, max(0, room), calm=CALM)
-            if flushes:
-                self.pool.submit(flushes)
-
-    def _take_reads(self, now: int) -> None:
-        outcomes = self.pool.collect()
-        if outcomes:
-            self.intake.take_records()  # so that what these reads have seen is known to be owed, and can be let go
-        for outcome in outcomes:
-            flush = outcome.flush
-            if not self.outbox.current(flush):
-                continue
-            if outcome.error is not None:
-                self._unreadable(outcome.error, flush, now)
-            elif outcome.part is None:
-                self.outbox.gone(flush)
-            else:
-                self._read(outcome, now)
-
-    def _unreadable(self, error: OSError, flush: Flush, now: int) -> None:
-        if self.index.path(flush.owed.id) is None:
-            self.outbox.gone(flush)  # an inode that is being removed can say anything
-            return
-        log.error("cannot read %s: %s; trying again", self.describe(flush.owed.id), error.strerror)
-        self.outbox.failed(flush, now)
-
-    def _read(self, outcome: Outcome, now: int) -> None:
-        assert outcome.part is not None
-        flush = outcome.flush
-        self.pages.forget(flush.owed.id, outcome.sent)
-        self.pages.remember(flush.owed.id, outcome.hashes)
-        if outcome.beyond:
-            self.outbox.owe_again(flush, outcome.beyond, now)
-        if outcome.seconds:  # writing a mapping out costs the disk: leave it four times as long as it took
-            self.outbox.pace.rest(flush.owed.id, now + int(4 * outcome.seconds * SECOND))
-        self.outbox.read_done(outcome.part)
+    def _read(self, now: int) -> None:
+        if self.uplink.connection is not None and self.phase != "connecting":
+            self.reading.start(now)
 
     # ------------------------------------------------------------------ the receiver
 
@@ -255,7 +210,7 @@ class Sender:
             replica=self.identity.replica,
             fstype=self.source.fstype,
             hostname=socket.gethostname(),
-            boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            boot_id=boot_id(),
             ancestors=ancestors(self.options.source),
             software=__version__,
         )
@@ -298,7 +253,7 @@ class Sender:
 
     def _lost_session(self) -> None:
         self.outbox.disconnected()
-        self.pages.clear()
+        self.reading.forget_pages()
         asked, self._asked = self._asked, {}
         for hear in asked.values():
             hear({"error": "the connection was lost"})
@@ -343,7 +298,7 @@ class Sender:
             facts, payload = epoch
             self.metrics.data_bytes.add(sum(len(data) for _, _, data in payload))
             self.uplink.say_epoch(facts, payload)
-            self._start_reads(now)
+            self._read(now)
 
     # ------------------------------------------------------------------ progress
 
@@ -422,13 +377,3 @@ class Sender:
         path = self.index.path(id)
         name = what.name if isinstance(what, Slot) else b""
         return printable(os.path.join(path, name)) if path is not None else f"inode {id.text()}"
-
-
-def ancestors(path: Path) -> tuple[tuple[int, int], ...]:
-    """(st_dev, st_ino) of a directory and all above it."""
-    resolved = path.resolve()
-    chain = []
-    for directory in (resolved, *resolved.parents):
-        status = directory.stat()
-        chain.append((status.st_dev, status.st_ino))
-    return tuple(chain)

@@ -20,8 +20,8 @@ from replicator.link.address import Address, resolve
 from replicator.link.backoff import Backoff
 from replicator.link.connection import Connection, Heard, LinkLost, Party
 from replicator.link.epoch import Piece
+from replicator.link.sockets import connect
 from replicator.link.tls import require_tls
-from replicator.link.transport import connect
 from replicator.link.watch import open_watch
 from replicator.model import Facts
 

@@ -11,15 +11,13 @@ import os
 import select
 import selectors
 import socket
-import ssl
 import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from replicator.errors import EnvironmentFault, RemoteError, RsyncfsError
-from replicator.link.address import Address, Endpoint, resolve
+from replicator.errors import RemoteError, RsyncfsError
 from replicator.link.frame import Buffer, Decoder, Frame
 from replicator.link.tls import TlsPipe
 
@@ -35,12 +33,13 @@ MAX_QUEUE = 256 * 2**20
 GATHER = 64
 """Parts given to one system call."""
 
-_GONE = {
+GONE = {
     errno.ECONNRESET: "the peer closed the connection abruptly",
     errno.EPIPE: "the peer closed the connection",
     errno.ETIMEDOUT: "the peer's host does not answer any more",
     errno.ECONNREFUSED: "nothing listens there; is `rsyncfs receive` running?",
 }
+"""How a connection ends, for people."""
 
 
 class LinkLost(RsyncfsError):
@@ -70,7 +69,13 @@ class Transport:
     """
 
     def __init__(
-        self, sock: socket.socket, peer: str, tls: TlsPipe | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        sock: socket.socket,
+        peer: str,
+        tls: TlsPipe | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        connecting: bool = False,
     ) -> None:
         sock.setblocking(False)
         _tune(sock)
@@ -80,7 +85,7 @@ class Transport:
         self._queue: deque[memoryview] = deque()
         self._sealed = memoryview(b"")  # TLS records being sent
         self._failure: RsyncfsError | None = None
-        self._connecting = False
+        self._connecting = connecting
         self._deadline = clock() + CONNECT_TIMEOUT
         self._clock = clock
         self.peer = peer
@@ -176,7 +181,7 @@ class Transport:
             except RsyncfsError as error:
                 self._failure = error
             except OSError as error:
-                self._failure = LinkLost(f"lost {self.peer}: {_GONE.get(error.errno or 0, error.strerror)}")
+                self._failure = LinkLost(f"lost {self.peer}: {GONE.get(error.errno or 0, error.strerror)}")
         if self._failure is not None:
             raise self._failure
 
@@ -187,7 +192,7 @@ class Transport:
                 return False
             code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
-                cause = _GONE.get(code, os.strerror(code)) if code != errno.ETIMEDOUT else "no answer"
+                cause = GONE.get(code, os.strerror(code)) if code != errno.ETIMEDOUT else "no answer"
                 raise LinkLost(f"cannot connect to {self.peer}: {cause}")
             self._connecting = False
         return True
@@ -322,61 +327,6 @@ class Transport:
                 self.bytes_out += self._sock.send(self._sealed)
             except OSError:
                 return
-
-
-def connect(endpoint: Endpoint, tls: ssl.SSLContext | None = None) -> Transport:
-    """Begin to connect. LinkLost at once or later, from `flush()` or `receive()`."""
-    peer = str(endpoint.address)
-    try:
-        sock = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    except OSError as error:
-        raise LinkLost(f"cannot connect to {peer}: {error.strerror}") from None
-    try:
-        transport = Transport(sock, peer, None if tls is None else TlsPipe.client(tls, endpoint.address.host))
-        code = sock.connect_ex(endpoint.sockaddr)
-        if code not in (0, errno.EINPROGRESS):
-            raise LinkLost(f"cannot connect to {peer}: {_GONE.get(code, os.strerror(code))}")
-    except BaseException:
-        sock.close()
-        raise
-    transport._connecting = True
-    return transport
-
-
-def listen(address: Address, backlog: int = 16) -> socket.socket:
-    """A non-blocking listening socket; port 0 lets the kernel choose. EnvironmentFault if the port is taken."""
-    endpoint = resolve(address)[0]
-    sock = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(endpoint.sockaddr)
-        sock.listen(backlog)
-    except OSError as error:
-        sock.close()
-        hint = {
-            errno.EADDRINUSE: "another program listens there; stop it or choose another port with --listen",
-            errno.EADDRNOTAVAIL: "this host has no such address; give one of its own",
-            errno.EACCES: "ports below 1024 need root",
-        }.get(error.errno or 0, str(error.strerror))
-        raise EnvironmentFault(f"cannot listen on {address}: {hint}") from None
-    return sock
-
-
-def accept(listener: socket.socket, tls: ssl.SSLContext | None = None) -> Transport | None:
-    """The next caller; None if there is none (any more)."""
-    try:
-        sock, peer = listener.accept()
-    except BlockingIOError:
-        return None
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-            raise EnvironmentFault(f"cannot accept a connection: {error.strerror}; raise LimitNOFILE") from None
-        return None  # the caller gave up between connecting and being accepted
-    try:
-        return Transport(sock, str(Address(*peer[:2])), None if tls is None else TlsPipe.server(tls))
-    except OSError:
-        sock.close()
-        return None
 
 
 def _tune(sock: socket.socket) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from replicator import syscalls
 from replicator.errors import EnvironmentFault, RefusedError
+from replicator.host import boot_id
 from replicator.mirror import root
 from replicator.mirror.adopt import adopt
 from replicator.mirror.durability import SyncJob
@@ -101,7 +102,7 @@ class Mirror:
                         f"{path} is not empty and was not made by rsyncfs: pass --adopt to make it the replica; "
                         "what the source does not have will be deleted from it"
                     )
-                inventory.clear(root=key, replica=str(uuid.uuid4()), boot=_boot(), clean="1")
+                inventory.clear(root=key, replica=str(uuid.uuid4()), boot=boot_id(), clean="1")
                 intents.clear()
             mirror = cls(path, state, inventory, Ground(fd, inventory), intents, state_fd)
             mirror._recover()
@@ -268,7 +269,7 @@ class Mirror:
         if stored is not None:
             self._set_root(FileId.parse(stored))
             intents = self._intents.read()
-            rebooted = self._inventory.meta("boot") != _boot() and self._inventory.meta("clean") != "1"
+            rebooted = self._inventory.meta("boot") != boot_id() and self._inventory.meta("clean") != "1"
             recovery = Recovery(self._ground, self._limbo, self._inventory, intents)
             if rebooted:
                 recovery.after_power_cut()
@@ -283,7 +284,7 @@ class Mirror:
                 self._inventory.owe_time(id, mtime_ns)
             self.open_epoch = max((intent.epoch for intent in intents), default=None)
         self._intents.clear()
-        self._inventory.set_meta(boot=_boot(), clean="0")
+        self._inventory.set_meta(boot=boot_id(), clean="0")
 
     def _set_root(self, source_root: FileId) -> None:
         self._inventory.set_root(source_root, self._ground.root_handle())
@@ -307,7 +308,3 @@ def _open_state(state: Path) -> int:
         raise EnvironmentFault(f"the state directory {state} cannot be used: {error.strerror}") from None
     root.lock(fd, f"the state directory {state}")
     return fd
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -20,8 +20,9 @@ from replicator.link.address import Address, resolve
 from replicator.link.connection import Connection, Heard
 from replicator.link.epoch import Epoch
 from replicator.link.session import Party, ProtocolMisuse
+from replicator.link.sockets import accept, connect, listen
 from replicator.link.tls import TlsFiles, client_context, server_context
-from replicator.link.transport import LinkLost, Transport, accept, connect, listen
+from replicator.link.transport import LinkLost, Transport
 from replicator.model import Answer, Attributes, Extent, Facts, FileId, InodeFact, Kind
 from tests.support.certificates import authority, issue
 from tests.support.deadline import eventually

@@ -12,7 +12,7 @@ import pytest
 from replicator.link import message as m
 from replicator.link.address import Address, resolve
 from replicator.link.connection import Connection, Party
-from replicator.link.transport import accept, connect, listen
+from replicator.link.sockets import accept, connect, listen
 from replicator.link.watch import PathWatch, open_watch
 from replicator.model import FileId
 from tests.support.deadline import eventually

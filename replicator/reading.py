@@ -1,0 +1,93 @@
+"""The sender's reads: which flushes are out, and what comes of those that return.
+
+Takes a source and the outbox; starts reads in worker threads and gives what was read back to the outbox. Driven by the
+sender's loop; never blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from replicator.intake import Intake
+from replicator.model import FileId, Slot
+from replicator.source.flight import Flush
+from replicator.source.outbox import Outbox
+from replicator.source.pages import PageHashes
+from replicator.source.pool import ReadPool
+from replicator.source.read import Outcome, Reader
+from replicator.tree.handles import SourceRoot
+
+log = logging.getLogger(__name__)
+
+READING = 64
+"""Flushes that may be out to be read."""
+CALM = 2_000_000  # ns
+SECOND = 1_000_000_000
+
+
+class Reading:
+    """One sender's. `describe` names an inode for people."""
+
+    def __init__(
+        self, source: SourceRoot, outbox: Outbox, intake: Intake, describe: Callable[[Slot | FileId], str]
+    ) -> None:
+        self._outbox = outbox
+        self._intake = intake
+        self._describe = describe
+        self._pages = PageHashes()
+        self._pool = ReadPool(Reader(source, self._pages))
+
+    def fileno(self) -> int:
+        """Readable when `take` has something to do."""
+        return self._pool.fileno()
+
+    def start(self, now: int) -> None:
+        """Have read what is owed and may be read."""
+        room = READING - self._outbox.reading
+        if room > 0 or self._outbox.readable:
+            flushes = self._outbox.next_reads(now, max(0, room), calm=CALM)
+            if flushes:
+                self._pool.submit(flushes)
+
+    def take(self, now: int) -> None:
+        """Give the outbox what has been read."""
+        outcomes = self._pool.collect()
+        if outcomes:
+            self._intake.take_records()  # so that what these reads have seen is known to be owed, and can be let go
+        for outcome in outcomes:
+            flush = outcome.flush
+            if not self._outbox.current(flush):
+                continue
+            if outcome.error is not None:
+                self._unreadable(outcome.error, flush, now)
+            elif outcome.part is None:
+                self._outbox.gone(flush)
+            else:
+                self._read(outcome, now)
+
+    def forget_pages(self) -> None:
+        """The replica may not have what was read: no page of a mapping counts as known there."""
+        self._pages.clear()
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._pool.close()
+
+    def _unreadable(self, error: OSError, flush: Flush, now: int) -> None:
+        if self._outbox.index.path(flush.owed.id) is None:
+            self._outbox.gone(flush)  # an inode that is being removed can say anything
+            return
+        log.error("cannot read %s: %s; trying again", self._describe(flush.owed.id), error.strerror)
+        self._outbox.failed(flush, now)
+
+    def _read(self, outcome: Outcome, now: int) -> None:
+        assert outcome.part is not None
+        flush = outcome.flush
+        self._pages.forget(flush.owed.id, outcome.sent)
+        self._pages.remember(flush.owed.id, outcome.hashes)
+        if outcome.beyond:
+            self._outbox.owe_again(flush, outcome.beyond, now)
+        if outcome.seconds:  # writing a mapping out costs the disk: leave it four times as long as it took
+            self._outbox.pace.rest(flush.owed.id, now + int(4 * outcome.seconds * SECOND))
+        self._outbox.read_done(outcome.part)
