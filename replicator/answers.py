@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from replicator.errors import RemoteError
+from replicator.link import strict
 from replicator.mirror.mirror import Mirror
 from replicator.model import Facts, FileId, Slot
 from replicator.verify import compare, names_digest
@@ -29,7 +30,9 @@ class Answers:
         try:
             match body.get("op"):
                 case "names":
-                    return self._compare_names([(FileId.parse(id), str(digest)) for id, digest in body["directories"]])
+                    return self._compare_names(
+                        [(strict.file_id(id), str(digest)) for id, digest in body["directories"]]
+                    )
                 case "nameless":
                     return {"ids": [id.text() for id in self._mirror.nameless(NAMELESS)]}
                 case "compare":

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from replicator.link import inquiry
 from replicator.model import FileId, Slot
 from replicator.source.outbox import Outbox
 from replicator.tree.resolver import Due
@@ -55,16 +56,16 @@ class Comparison:
             self._ask({"op": "names", "directories": digests}, self._names_compared)
 
     def _names_compared(self, body: dict[str, Any]) -> None:
+        there = [] if inquiry.refusal(body) is not None else inquiry.directories(body)
         now = time.monotonic_ns()
         compared, self._comparing = self._comparing, {}
         if "error" in body:  # the connection went: asked again on the next
             for id, token in compared.items():
                 self._outbox.compare_names(id, token.since, token.generation)
-        for text, names in body.get("directories", []):
-            directory = FileId.parse(text)
+        for directory, names in there:
             known = self._outbox.index.children(directory)
             due = compared.get(directory)
-            for name in (name.encode("latin-1") for name in names):
+            for name in names:
                 if name not in known:
                     self._outbox.resolver.look(Slot(directory, name), now, due.generation if due else None, force=True)
         for token in compared.values():
@@ -75,11 +76,11 @@ class Comparison:
 
     def _nameless(self, body: dict[str, Any]) -> None:
         """Inodes that an earlier sender left behind without a name: those that the source does not have are dead."""
-        if "error" in body:
+        if inquiry.refusal(body) is not None:
             self._done(False)
             return
         now = time.monotonic_ns()
-        dead = [id for id in map(FileId.parse, body["ids"]) if not self._outbox.index.is_member(id)]
+        dead = [id for id in inquiry.ids(body) if not self._outbox.index.is_member(id)]
         for id in dead:
             self._outbox.declare_dead(id, now)
         if dead:  # what was in them is nameless next

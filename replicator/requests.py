@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from replicator import __version__
@@ -20,6 +21,7 @@ class Requests:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
+        self._verifications: deque[Verification] = deque()
 
     def handle(self, caller: Caller, request: dict[str, Any]) -> None:
         """One request; the answer may come later."""
@@ -43,7 +45,14 @@ class Requests:
         )
 
     def _verify(self, caller: Caller) -> None:
-        Verification(self._sender, caller).start()
+        self._verifications.append(Verification(self._sender, caller, self._verified))
+        if len(self._verifications) == 1:
+            self._verifications[0].start()
+
+    def _verified(self) -> None:
+        self._verifications.popleft()
+        if self._verifications:
+            self._verifications[0].start()
 
     def _status(self) -> dict[str, Any]:
         sender, outbox = self._sender, self._sender.outbox

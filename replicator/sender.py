@@ -28,7 +28,7 @@ from replicator.capture.select import select_sensor, sensor_name
 from replicator.capture.sensor import Sensor
 from replicator.comparison import Comparison
 from replicator.config import SendOptions
-from replicator.errors import EnvironmentFault
+from replicator.errors import EnvironmentFault, RemoteError
 from replicator.host import ancestors, boot_id
 from replicator.intake import Intake
 from replicator.link import message as m
@@ -235,9 +235,17 @@ class Sender:
                 self.metrics.durable_epoch.set(message.epoch)
                 self._observe(self.metrics.lag_durable, self.outbox.durable(message.epoch, now))
             elif isinstance(message, m.Checked):
-                hear = self._asked.pop(message.request, None)
-                if hear is not None:
-                    hear(message.body)
+                self._answered(message)
+
+    def _answered(self, message: m.Checked) -> None:
+        hear = self._asked.pop(message.request, None)
+        if hear is None:
+            return
+        try:
+            hear(message.body)
+        except RemoteError as error:
+            hear({"error": str(error)})
+            self.uplink.drop(f"{self.options.address}: {error}")
 
     @staticmethod
     def _observe(histogram: Any, ages: list[int]) -> None:
@@ -372,8 +380,8 @@ class Sender:
         return (time.monotonic_ns() - self._oldest) / SECOND if self._oldest else 0.0
 
     def describe(self, what: Slot | FileId) -> str:
-        """A path, for people."""
-        id = what.parent if isinstance(what, Slot) else what
-        path = self.index.path(id)
-        name = what.name if isinstance(what, Slot) else b""
-        return printable(os.path.join(path, name)) if path is not None else f"inode {id.text()}"
+        """A path relative to the source, for people; "." is the source itself."""
+        path = self.index.path(what.parent if isinstance(what, Slot) else what)
+        if path is None:
+            return f"inode {(what.parent if isinstance(what, Slot) else what).text()}"
+        return printable(os.path.join(path, what.name) if isinstance(what, Slot) else path or b".")

@@ -1,7 +1,7 @@
-"""`trace`: the write ranges under a directory as they happen.
+"""`trace`: the write ranges, and the sizes set, under a directory as they happen.
 
-Takes a directory; prints one line a record of an inode that has a name below it: time, what, file, offset, length,
-process. Records of the same drain whose file is not known yet are printed once its name was looked up. Says how many
+Takes a directory; prints one line a record of an inode that has a name below it: time, what, offset, length, process,
+file. Records of the same drain whose file is not known yet are printed once its name was looked up. Says how many
 records the kernel could not hand over.
 """
 
@@ -89,7 +89,9 @@ class Tracer:
             if isinstance(look, SlotLook):
                 self._resolver.look(look.slot, now)
             elif isinstance(look, Overflow):
-                self._resolver.list(self._index.root, now)
+                for id in self._index.subtree(self._index.root):
+                    if self._index.is_directory(id):
+                        self._resolver.list(id, now)
         while self._resolver.workable:
             changes = self._resolver.resolve(self._view, time.monotonic_ns())
             for due in (*(due for _, due in changes.slots), *(due for _, due in changes.dead)):
@@ -100,7 +102,7 @@ class Tracer:
     def _line(self, record: tuple[Any, ...]) -> str | None:
         ts, ino, offset, length, root, cgroup, gen, pid, kind, fs = record[:10]
         path = self._index.path(FileId(fs, root, ino, gen))
-        if path is None:
+        if path is None or kind == EventKind.ATTR:
             return None
         command = self._command(pid)
         what = _KINDS.get(kind, "whole")
@@ -108,15 +110,15 @@ class Tracer:
             fields = {
                 "time": ts / 1e9,
                 "kind": what,
-                "path": printable(path),
+                "file": printable(path),
                 "offset": offset,
                 "length": None if length == TO_THE_END else length,
+                "process": command,
                 "pid": pid,
-                "command": command,
                 "cgroup": cgroup,
             }
             return orjson.dumps(fields).decode() + "\n"
-        span = "" if what == "attr" else f"{offset}+{'end' if length == TO_THE_END else length}"
+        span = f"{offset}+{'end' if length == TO_THE_END else length}"
         return f"{ts / 1e9:14.6f} {what:5} {span:>24} {pid:>7} {command:15} {printable(path)}\n"
 
     def _command(self, pid: int) -> str:

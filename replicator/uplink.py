@@ -95,9 +95,9 @@ class Uplink:
                 self._connect()
             return self._exchange()
         except LinkLost as error:
-            self._lost(str(error))
+            self.drop(str(error))
         except RemoteError as error:
-            self._lost(f"{self._address}: {error}")
+            self.drop(f"{self._address}: {error}")
         return []
 
     def say(self, message: m.Message) -> bool:
@@ -115,9 +115,18 @@ class Uplink:
         try:
             speak(connection)
         except (LinkLost, RemoteError) as error:
-            self._lost(str(error))
+            self.drop(str(error))
             return False
         return True
+
+    def drop(self, reason: str) -> None:
+        """Hang up without a word, and try again after a pause."""
+        self.waiting_for = reason
+        if reason != self._told:  # said once, not at every attempt
+            log.warning("%s; trying again", reason)
+            self._told = reason
+        self._hang_up(None)
+        self._next_try = time.monotonic() + self._backoff.next()
 
     def retune(self) -> None:
         """Send what was queued since `turn`, and tell the selector what is waited for."""
@@ -126,7 +135,7 @@ class Uplink:
         try:
             self._open.flush()
         except (LinkLost, RemoteError) as error:
-            self._lost(str(error))
+            self.drop(str(error))
             return
         interest = self._open.interest()
         if interest != self._interest:
@@ -176,14 +185,6 @@ class Uplink:
         if time.monotonic() >= self._beat:
             self._beat = time.monotonic() + connection.beat()
         return heard
-
-    def _lost(self, reason: str) -> None:
-        self.waiting_for = reason
-        if reason != self._told:  # said once, not at every attempt
-            log.warning("%s; trying again", reason)
-            self._told = reason
-        self._hang_up(None)
-        self._next_try = time.monotonic() + self._backoff.next()
 
     def _hang_up(self, reason: str | None) -> None:
         self.welcome = None

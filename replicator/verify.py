@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from replicator import syscalls
-from replicator.model import FileId, Kind, kind_of, replicated_xattr
+from replicator.link import inquiry, strict
+from replicator.model import FileId, Kind, Slot, kind_of, replicated_xattr
 from replicator.observe.control import Caller
 from replicator.tree.handles import SourceRoot, Stale
 
@@ -84,7 +85,7 @@ def compare(mirror: Mirror, items: list[Item]) -> list[dict[str, str]]:
     """The differences of the replica from `items`: {"id", "kind"}; for names also {"name"}."""
     differences = []
     for item in items:
-        id = FileId.parse(item["id"])
+        id = strict.file_id(item["id"])
         try:
             have = mirror.digest(id)
         except (OSError, KeyError):
@@ -132,24 +133,33 @@ class _Candidate:
 
 
 class Verification:
-    """One run, driven by the sender's loop; answers its caller line by line."""
+    """One run, driven by the sender's loop; answers its caller line by line. There may be one at a time."""
 
-    def __init__(self, sender: Sender, caller: Caller) -> None:
+    def __init__(self, sender: Sender, caller: Caller, over: Callable[[], None]) -> None:
+        """`over` is called once, when the last has been answered."""
         self._sender = sender
         self._caller = caller
-        self._todo = deque(_Candidate(id) for id in sender.index.subtree(sender.index.root))
+        self._over = over
+        self._todo: deque[_Candidate] = deque()
         self._files = self._bytes = self._different = self._unsettled = 0
 
     def start(self) -> None:
         """Begin."""
+        index = self._sender.index
+        self._todo.extend(_Candidate(id) for id in index.subtree(index.root))
         self._next()
+
+    def _finish(self, answer: Item) -> None:
+        self._caller.answer(answer)
+        self._over()
 
     def _next(self) -> None:
         if self._caller.gone:
+            self._over()
             return
         batch = [self._todo.popleft() for _ in range(min(BATCH_FILES, len(self._todo)))]
         if not batch:
-            self._caller.answer(
+            self._finish(
                 {
                     "identical": self._different == 0,
                     "different": self._different,
@@ -177,7 +187,7 @@ class Verification:
 
     def _drained(self, batch: list[_Candidate], items: list[Item] | Exception) -> None:
         if isinstance(items, Exception):
-            self._caller.answer({"error": f"cannot read the source: {items}"})
+            self._finish({"error": f"cannot read the source: {items}"})
             return
         self._barrier(lambda: self._check(batch, items))
 
@@ -203,17 +213,14 @@ class Verification:
         sender.ask({"op": "compare", "items": clean}, self._compared)
 
     def _compared(self, body: dict[str, Any]) -> None:
-        if "error" in body:
-            self._caller.answer({"error": body["error"]})
+        refusal = inquiry.refusal(body)
+        if refusal is not None:
+            self._finish({"error": refusal})
             return
-        differences = body["differences"]
+        differences = inquiry.differences(body)
         self._different += len(differences)
         self._sender.metrics.verify_differences.add(len(differences))
-        for difference in differences:
-            id = FileId.parse(difference["id"])
-            path = self._sender.describe(id)
-            name = difference.get("name")
-            if name is not None:
-                path = os.path.join(path, name)
-            self._caller.answer({"kind": difference["kind"], "path": path}, done=False)
+        for id, kind, name in differences:
+            path = self._sender.describe(id if name is None else Slot(id, name))
+            self._caller.answer({"kind": kind, "path": path}, done=False)
         self._next()

@@ -1,0 +1,165 @@
+"""`verify`, `status` and `trace` beside a running pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Case, on
+from tests.support.deadline import eventually
+from tests.support.load import Churn
+from tests.support.operations import MIB, content
+from tests.support.pair import Process, rsyncfs
+
+pytestmark = [pytest.mark.native, on("ext4")]
+
+
+def verify(case: Case) -> tuple[int, dict[str, Any]]:
+    """The exit code and the one object."""
+    done = rsyncfs("verify", "--state", case.pair.send_state, "--json", timeout=120)
+    assert done.stderr == ""
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, answer
+
+
+def populate(case: Case) -> None:
+    (case.source / "sub").mkdir()
+    for number in range(5):
+        (case.source / f"file{number}").write_bytes(content(3 * MIB if number == 0 else 9000, number))
+    (case.source / "sub" / "inner").write_bytes(b"inner")
+    (case.source / "link").symlink_to("file1")
+    case.pair.wait()
+
+
+def test_verify_says_identical(case: Case) -> None:
+    populate(case)
+    code, answer = verify(case)
+    assert code == 0
+    assert answer["identical"] is True
+    assert answer["differences"] == []
+    assert answer["bytes"] >= 3 * MIB + 4 * 9000
+    assert answer["files"] >= 9
+    done = rsyncfs("verify", "--state", case.pair.send_state)
+    assert done.returncode == 0
+    assert done.stdout.startswith("identical")
+
+
+def flip_a_byte(replica: Path) -> None:
+    """As a sick disk does: neither size nor times tell."""
+    path = replica / "file0"
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(2 * MIB)
+        byte = file.read(1)
+        file.seek(2 * MIB)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("harm", "kind", "path"),
+    [
+        (flip_a_byte, "content", "file0"),
+        (lambda replica: (replica / "file1").chmod(0o600), "mode", "file1"),
+        (lambda replica: os.chown(replica / "file2", 12, -1), "uid", "file2"),
+        (lambda replica: os.utime(replica / "file3", ns=(1, 1)), "mtime", "file3"),
+        (lambda replica: os.setxattr(replica / "file4", "user.colour", b"red"), "xattrs", "file4"),
+        (lambda replica: os.truncate(replica / "file4", 100), "size", "file4"),
+        (lambda replica: (replica / "foreign").touch(), "name only on the replica", "foreign"),
+        (lambda replica: (replica / "sub" / "inner").unlink(), "missing", "sub/inner"),
+    ],
+    ids=["byte", "mode", "owner", "time", "xattr", "size", "extra", "missing"],
+)
+def test_verify_lists_what_differs(case: Case, harm: Callable[[Path], None], kind: str, path: str) -> None:
+    populate(case)
+    harm(case.replica)
+    try:
+        code, answer = verify(case)
+        assert code == 1
+        assert answer["identical"] is False
+        assert {"kind": kind, "path": f"{case.name}/{path}"} in answer["differences"]
+        done = rsyncfs("verify", "--state", case.pair.send_state)
+        assert done.returncode == 1
+        assert f"{kind}: {case.name}/{path}" in done.stdout.splitlines()
+        assert done.stdout.splitlines()[-1].startswith("different: ")
+    finally:
+        case.pair.kill()  # the next case gets a pair that nobody has harmed
+
+
+def test_verify_tells_being_written_from_different(case: Case) -> None:
+    """Several of them at once, beside a writer that never pauses."""
+    populate(case)
+    busy = case.source / "busy"
+    busy.mkdir()
+    answers: list[tuple[int, dict[str, Any]]] = []
+    with Churn(busy, limit=120) as churn:
+        threads = [threading.Thread(target=lambda: answers.append(verify(case))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        churn.stop()
+    assert [code for code, _ in answers] == [0, 0, 0]
+    for _, answer in answers:
+        assert (answer["identical"], answer["differences"]) == (True, [])
+    case.assert_same()
+
+
+def test_status_of_both_ends(case: Case) -> None:
+    populate(case)
+    told = case.pair.status()
+    assert (told["connected"], told["phase"], told["dirty_files"], told["refused"]) == (True, "ready", 0, [])
+    assert told["files"] >= 9
+    assert told["sensor"] == "tracepoint"
+    for state, words in (
+        (case.pair.send_state, ("source:", "receiver:", "connected", "lag:", "wire:")),
+        (case.pair.receive_state, ("replica:", "sender:", "state:    complete", "durable:")),
+    ):
+        done = rsyncfs("status", "--state", state)
+        assert done.returncode == 0
+        for word in words:
+            assert word in done.stdout
+
+
+@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "text"])
+def test_trace_shows_ranges_and_who_writes_them(case: Case, options: list[str]) -> None:
+    (case.source / "sub").mkdir()
+    outside = case.pair.source.with_name("outside-of-trace")
+    tracer = Process(["trace", str(case.source), *options], case.pair.state_dir / "trace.log")
+    try:
+        # No line says that it is attached: its first answer does.
+        poke = case.source / "poke"
+        eventually(lambda: poke.write_bytes(b"poke") and tracer.lines, 30, "a write is shown", every=0.1)
+        seen = len(tracer.lines)
+        outside.write_bytes(b"not ours")
+        with (case.source / "sub" / "a\nb").open("wb", buffering=0) as file:
+            file.write(b"x" * 5000)
+            os.pwrite(file.fileno(), b"y" * 10, 70_000)
+            os.ftruncate(file.fileno(), 100)
+        eventually(lambda: len([1 for line in tracer.lines[seen:] if "size" in line]), 10, "the truncation is shown")
+        lines = [line for line in tracer.lines[seen:] if "poke" not in line]
+    finally:
+        tracer.stop()
+    assert tracer.exit_code() == 0
+    assert not [line for line in lines if "outside" in line]
+    name = "sub/a\\x0ab"
+    if not options:
+        words = [line.split() for line in lines]
+        assert [name] * len(words) == [word[-1] for word in words]
+        assert [str(os.getpid())] * len(words) == [word[3] for word in words]
+        assert {"write", "size"} == {word[1] for word in words}
+        return
+    records = [json.loads(line) for line in lines]
+    assert {record["file"] for record in records} == {name}
+    assert {record["pid"] for record in records} == {os.getpid()}
+    assert {record["process"] for record in records} == {Path("/proc/self/comm").read_text().strip()}
+    writes = [(record["offset"], record["length"]) for record in records if record["kind"] == "write"]
+    assert sum(length for _, length in writes) == 5010
+    assert (70_000, 10) in writes
+    assert [record["offset"] for record in records if record["kind"] == "size"][-1] == 100
