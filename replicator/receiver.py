@@ -151,7 +151,7 @@ class Receiver:
 
     def _heard(self, connection: Connection, heard: Heard) -> None:
         match heard:
-            case m.Hello():
+            case m.Hello() if not connection.session.closed:  # else it said goodbye in the same breath
                 self._greet(connection, heard)
             case Epoch(facts, _) if connection is self._session:
                 self._apply(connection, facts.epoch, heard)

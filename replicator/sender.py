@@ -245,7 +245,7 @@ class Sender:
             hear(message.body)
         except RemoteError as error:
             hear({"error": str(error)})
-            self.uplink.drop(f"{self.options.address}: {error}")
+            self.uplink.drop(error)
 
     @staticmethod
     def _observe(histogram: Any, ages: list[int]) -> None:

@@ -94,10 +94,8 @@ class Uplink:
                     return []
                 self._connect()
             return self._exchange()
-        except LinkLost as error:
-            self.drop(str(error))
-        except RemoteError as error:
-            self.drop(f"{self._address}: {error}")
+        except (LinkLost, RemoteError) as error:
+            self.drop(error)
         return []
 
     def say(self, message: m.Message) -> bool:
@@ -115,12 +113,16 @@ class Uplink:
         try:
             speak(connection)
         except (LinkLost, RemoteError) as error:
-            self.drop(str(error))
+            self.drop(error)
             return False
         return True
 
-    def drop(self, reason: str) -> None:
-        """Hang up without a word, and try again after a pause."""
+    def drop(self, error: LinkLost | RemoteError) -> None:
+        """Hang up without a word, and try again after a pause: a longer one each time that the peer talks nonsense."""
+        nonsense = isinstance(error, RemoteError)
+        reason = f"{self._address}: {error}" if nonsense else str(error)
+        if self.welcome is not None and not nonsense:
+            self._backoff.reset()
         self.waiting_for = reason
         if reason != self._told:  # said once, not at every attempt
             log.warning("%s; trying again", reason)
@@ -135,7 +137,7 @@ class Uplink:
         try:
             self._open.flush()
         except (LinkLost, RemoteError) as error:
-            self.drop(str(error))
+            self.drop(error)
             return
         interest = self._open.interest()
         if interest != self._interest:
@@ -171,7 +173,6 @@ class Uplink:
             if isinstance(message, m.Welcome):
                 self.welcome = message
                 self.waiting_for = self._told = ""
-                self._backoff.reset()
                 log.info("connected to %s", self._address)
             elif isinstance(message, m.Refuse):
                 if message.permanent:

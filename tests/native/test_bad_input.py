@@ -9,12 +9,16 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from replicator.link import message as m
+from replicator.model import FileId
 from tests.support.deadline import eventually
 from tests.support.filesystems import filesystem, run, unmount
 from tests.support.helpers import helper
+from tests.support.liar import Liar
 from tests.support.operations import MIB, content
 from tests.support.oracle import differences
 from tests.support.pair import COMMAND, Pair, Process, environment, free_port, rsyncfs
@@ -236,11 +240,55 @@ def test_garbage_at_the_receivers_door(pair: Pair) -> None:
     pair.stop()
 
 
+def test_hello_and_goodbye_in_one_breath(pair: Pair) -> None:
+    """As a sender does that is stopped while it connects."""
+    assert pair.receiver is not None
+    hello = m.Hello("00000000-0000-4000-8000-000000000001", FileId(0, 0, 2, 0), 1)
+    words = b"".join(bytes(part) for said in (hello, m.Bye("the sender stops")) for part in m.encode(said))
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", pair.port), timeout=10) as caller:
+            caller.sendall(words)
+            while caller.recv(4096):
+                pass
+    (pair.source / "after").write_bytes(b"after")
+    pair.assert_same()
+    assert "Traceback" not in pair.receiver.text(100_000)
+    pair.stop()
+
+
 def test_a_peer_that_says_nothing_holds_nobody_up(pair: Pair) -> None:
     with socket.create_connection(("127.0.0.1", pair.port)):
         (pair.source / "beside").write_bytes(b"it")
         pair.assert_same()
     pair.stop()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {},
+        {"directories": 7, "ids": 7},
+        {"directories": [["1.0.2.3", ["../../etc"]]], "ids": ["no id"]},
+        {"directories": [["1.0.2.3", ["\u20ac"]]], "ids": [{}]},
+        {"error": ["nothing"]},
+    ],
+    ids=["nothing", "number", "path", "unicode", "error"],
+)
+def test_a_receiver_that_answers_nonsense(roots: tuple[Path, Path, Path], lie: dict[str, Any]) -> None:
+    """It is left, told so in a sentence, and tried again: it may have been replaced by an honest one."""
+    source, _, state = roots
+    (source / "file").write_bytes(b"file")
+    with Liar(lambda question: lie) as liar:
+        sender = Process(["send", str(source), liar.address, "--state", str(state / "send")], state / "send.log")
+        try:
+            eventually(lambda: liar.lies >= 2, 30, "it is asked again after its first lie")
+            assert sender.running()
+            assert "the protocol has" in sender.text()
+            assert "Traceback" not in sender.text()
+            assert "ready" not in sender.lines
+        finally:
+            sender.stop()
+        assert sender.exit_code() == 0
 
 
 def _answer(listener: socket.socket, answer: bytes, met: threading.Event) -> None:
