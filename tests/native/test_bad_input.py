@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -114,7 +115,10 @@ def test_doctor_says_what_is_missing() -> None:
 def test_doctor_finds_nothing_wrong_here() -> None:
     done = rsyncfs("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "tracepoint" in done.stdout
+    for word in ("tracepoint", "ext4", "xfs", "btrfs", "tmpfs"):
+        assert word in done.stdout
+    report = json.loads(rsyncfs("doctor", "--json").stdout)
+    assert (report["usable"], report["sensor"]) == (True, "tracepoint")
 
 
 def test_source_missing(roots: tuple[Path, Path, Path]) -> None:

@@ -35,17 +35,6 @@ def of(directory: Path) -> list[int]:
     return found
 
 
-def test_doctor_says_what_is_there() -> None:
-    done = rsyncfs("doctor", "--json")
-    assert done.returncode == 0
-    report = json.loads(done.stdout)
-    assert report["usable"] is True
-    assert report["sensor"] == "tracepoint"
-    text = rsyncfs("doctor").stdout
-    for fstype in ("ext4", "xfs", "btrfs", "tmpfs"):
-        assert fstype in text
-
-
 def test_a_summary_for_programs() -> None:
     before = left()
     done = rsyncfs("demo", "--seconds", "2", "--json")

@@ -1,4 +1,5 @@
-"""The receiver dies, the network goes; afterwards both sides are the same, without a rescan and without help."""
+"""Either end dies, the network goes; afterwards both sides are the same without help, and but for a dead sender without
+a rescan."""
 
 from __future__ import annotations
 
@@ -62,6 +63,30 @@ def test_receiver_killed_under_load(roots: tuple[Path, Path, Path]) -> None:
         pair.assert_same(timeout=PATIENCE)
         assert pair.resyncs() == resyncs
         assert pair.wire_bytes() < 200 * MIB
+
+
+def test_sender_killed_under_load(roots: tuple[Path, Path, Path]) -> None:
+    """Alone, then together with the receiver: the next one scans and compares, and sends again what may differ."""
+    source, replica, state = roots
+    (source / "still").write_bytes(content(64 * MIB))
+    with Pair(source, replica, state) as pair:
+        pair.assert_same()
+        sent = 0
+        with Churn(source / "load") as churn:
+            for number in range(4):
+                more_than(churn, 300)
+                pair.kill_sender()
+                if number % 2:
+                    pair.kill_receiver()
+                more_than(churn, 300)
+                if number % 2:
+                    pair.restart_receiver()
+                pair.start_sender()
+                sent += pair.wire_bytes()
+            more_than(churn, 100)
+            churn.stop()
+        pair.assert_same(timeout=PATIENCE)
+        assert sent < 64 * MIB, "what did not change was sent again"
 
 
 def test_only_what_changed_travels_after_an_outage(roots: tuple[Path, Path, Path]) -> None:

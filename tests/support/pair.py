@@ -227,6 +227,11 @@ class Pair:
         assert self.receiver is not None
         self.receiver.kill()
 
+    def kill_sender(self) -> None:
+        """SIGKILL the sender."""
+        assert self.sender is not None
+        self.sender.kill()
+
     def restart_receiver(self) -> None:
         """Start a receiver again with the same root, port and state."""
         self.start_receiver()
