@@ -28,7 +28,7 @@ from replicator.link.tls import require_tls, server_context
 from replicator.mirror.durability import SyncJob
 from replicator.mirror.mirror import Mirror
 from replicator.observe.control import Caller, ControlServer
-from replicator.observe.log import printable
+from replicator.observe.log import Seldom, printable
 from replicator.observe.metrics import ReceiverMetrics
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class Receiver:
         self._sender: tuple[str, int] | None = None
         self._peer = ""
         self._interests: dict[Connection, int] = {}
+        self._refused = Seldom()
         self._unsynced = 0
         self._next_sync = 0.0
         self._bytes = [0, 0]
@@ -171,8 +172,10 @@ class Receiver:
         self.metrics.applied_bytes.add(sum(len(data) for _, _, data in epoch.payload))
         self.metrics.needs.add(len(answer.needs))
         self.metrics.refusals.add(len(answer.refusals))
-        for refusal in answer.refusals[:1]:
-            log.error("cannot apply %s: %s", refusal.id.text(), refusal.reason)
+        number = self._refused.count(len(answer.refusals))
+        if number:
+            more = f" (and {number - 1} more)" if number > 1 else ""
+            log.error("cannot apply %s: %s%s", answer.refusals[0].id.text(), answer.refusals[0].reason, more)
 
     def _greet(self, connection: Connection, hello: m.Hello) -> None:
         refusal = self._objection(hello)

@@ -35,7 +35,7 @@ from replicator.link import message as m
 from replicator.link.tls import client_context
 from replicator.model import FileId, Slot
 from replicator.observe.control import ControlServer
-from replicator.observe.log import printable
+from replicator.observe.log import Seldom, printable
 from replicator.observe.metrics import SenderMetrics
 from replicator.progress import Progress
 from replicator.reading import CALM, Reading
@@ -124,6 +124,7 @@ class Sender:
         self._session: object = None
         self._request = count(1)
         self._asked: dict[int, Callable[[dict[str, Any]], None]] = {}
+        self._refused = Seldom()
         self._pause_looks = 0
         self._resolved = 0
         self._housekept = 0.0
@@ -172,7 +173,7 @@ class Sender:
             wait = min(wait, 0.005)
         if self.outbox.calming and self.uplink.connection is not None:
             wait = min(wait, CALM / SECOND)
-        retry = self.outbox.pace.next_due(self.table)
+        retry = self.outbox.next_try()
         if retry is not None:
             wait = min(wait, max(0.0, (retry - time.monotonic_ns()) / SECOND))
         return wait
@@ -255,9 +256,11 @@ class Sender:
     def _refusals(self, message: m.Applied) -> None:
         refusals = message.answer.refusals
         self.metrics.refusals.add(len(refusals))
-        for refusal in refusals[:1]:
-            more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
-            log.error("the replica refuses %s: %s%s; trying again", self.describe(refusal.id), refusal.reason, more)
+        number = self._refused.count(len(refusals))
+        if number:
+            what = self.describe(refusals[0].id)
+            more = f" (and {number - 1} more)" if number > 1 else ""
+            log.error("the replica refuses %s: %s%s; trying again", what, refusals[0].reason, more)
 
     def _lost_session(self) -> None:
         self.outbox.disconnected()

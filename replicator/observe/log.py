@@ -11,10 +11,12 @@ nothing else. It does not promise to write elsewhere.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -41,6 +43,25 @@ def _escape(match: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # how a byte that is no UTF-8 comes out of os.fsdecode
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+class Seldom:
+    """Keeps what happens thousands of times from flooding the log: it is told once in a while, with its count."""
+
+    def __init__(self, seconds: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._untold = 0
+        self._next = -math.inf
+
+    def count(self, number: int) -> int:
+        """Note `number` more; how many to tell of now, 0 if none or too soon."""
+        self._untold += number
+        if not number or self._clock() < self._next:
+            return 0
+        self._next = self._clock() + self._seconds
+        told, self._untold = self._untold, 0
+        return told
 
 
 def configure(environment: Mapping[str, str] = os.environ, stream: TextIO | None = None) -> None:

@@ -28,6 +28,8 @@ class Naming:
         """Queued slots that are not known to wait for anything."""
         self._waiting: dict[FileId, set[Slot]] = {}
         self._dead: dict[FileId, Due] = {}
+        self.deferred: dict[FileId, None] = {}
+        """The dead that are not to be told for now."""
 
     def queue(self, slot: Slot, due: Due) -> None:
         """Tell what the slot means."""
@@ -44,6 +46,14 @@ class Naming:
     def is_dying(self, id: FileId) -> bool:
         """Whether its death is still to be told."""
         return id in self._dead
+
+    def defer(self, id: FileId) -> None:
+        """Do not tell its death until `resume`."""
+        self.deferred[id] = None
+
+    def resume(self, id: FileId) -> None:
+        """Its death may be told."""
+        self.deferred.pop(id, None)
 
     def release(self, id: FileId) -> None:
         """What waits for this inode's content may be asked about again."""
@@ -76,7 +86,8 @@ class Naming:
 
     def take_dead(self, most: int) -> dict[FileId, Due]:
         """Up to `most` dead inodes whose places have been told."""
-        ids = list(islice((id for id in self._dead if id not in self._leaving), most))
+        ready = (id for id in self._dead if id not in self._leaving and id not in self.deferred)
+        ids = list(islice(ready, most))
         return {id: self._dead.pop(id) for id in ids}
 
     def dues(self) -> Iterator[Due]:

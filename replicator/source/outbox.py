@@ -133,6 +133,7 @@ class Outbox:
         self.table.fold(flush.owed)
 
     def _owe_new(self, id: FileId, since: int, generation: int | None) -> None:
+        self._naming.resume(id)  # it does not die after all
         owed = self.table.mark(id, since, generation)
         owed.mapped |= self.outsiders.take(id)
         if self.checking and not owed.touched:
@@ -162,6 +163,8 @@ class Outbox:
         What was told before its effect (a clone, a punched hole) is often told in many steps of one call: such an inode
         is left alone until `calm` ns have passed since the last of them, or ten times that since the first.
         """
+        for id in [id for id in self._naming.deferred if self.pace.may_try(id, now)]:
+            self._naming.resume(id)
         chosen: list[Flush] = []
         bulky = [self._more.popleft() for _ in range(min(len(self._more), big_items))]
         room = big_items - len(bulky)
@@ -184,7 +187,7 @@ class Outbox:
     def _eligible(self, now: int, most: int) -> list[FileId]:
         result = []
         for id in self.table:
-            if id in self._reading or not self.pace.may_read(id, now):
+            if id in self._reading or not self.pace.may_try(id, now):
                 continue
             result.append(id)
             if len(result) >= most:
@@ -207,6 +210,10 @@ class Outbox:
             flush, all_read = part.flush, not part.fact.partial
             self.table.seen(flush.owed, part.waited, part.read, part.sent, flush.size, all_read=all_read)
             self._parts.append(part)
+
+    def next_try(self) -> int | None:
+        """When the first of what is held off may be tried again."""
+        return self.pace.next_due(self.table, self._naming.deferred)
 
     @property
     def reading(self) -> int:
@@ -324,11 +331,16 @@ class Outbox:
             else:
                 continue  # it is on its way already
             self._owe_whole(id, oldest, generation)
+            if id in refused and not self.index.is_member(id):
+                self._naming.defer(id)
         for slot in answer.looks:
             self.resolver.look(slot, oldest, generation, force=True)
         for flush in epoch.flushes:
             if flush.owed.id not in refused:
                 self.pace.succeeded(flush.owed.id)
+        for id in epoch.dead:
+            if id not in refused:
+                self.pace.succeeded(id)
         return [now - since for since in epoch.sinces()]
 
     def durable(self, number: int, now: int) -> list[int]:
@@ -358,6 +370,7 @@ class Outbox:
             self._fold(flush.owed)
         self._reading.clear()
         self.pace.retry_all()
+        self._naming.deferred.clear()
 
     def compare_all(self, now: int) -> None:
         """The replica is not what it was believed to be: offer everything for comparison."""

@@ -1,11 +1,11 @@
-"""When an inode may be read again: not while trying is in vain, not while it costs more than it brings, and once more
+"""When an inode may be tried again: not while trying is in vain, not while it costs more than it brings, and once more
 when it has been quiet for a while. Pure; times as the caller's."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Container
 
-from replicator.dirty.table import DirtyTable
 from replicator.model import FileId
 
 RETRY_FIRST, RETRY_LAST = 200_000_000, 10_000_000_000  # ns
@@ -19,8 +19,8 @@ class Pace:
         self._resting: dict[FileId, int] = {}
         self._unsettled: OrderedDict[FileId, int] = OrderedDict()
 
-    def may_read(self, id: FileId, now: int) -> bool:
-        """Whether the inode is to be read now."""
+    def may_try(self, id: FileId, now: int) -> bool:
+        """Whether the inode is to be read, or its death to be told, now."""
         if id in self._retry and self._retry[id][0] > now:
             return False
         if id in self._resting:
@@ -72,8 +72,8 @@ class Pace:
         """What failed the last time."""
         return list(self._retry)
 
-    def next_due(self, table: DirtyTable) -> int | None:
-        """When the first of what is owed and held off may be read."""
-        due = [at for id, (at, _) in self._retry.items() if id in table]
-        due += [at for id, at in self._resting.items() if id in table]
+    def next_due(self, *owed: Container[FileId]) -> int | None:
+        """When the first of what is owed and held off may be tried."""
+        due = [at for id, (at, _) in self._retry.items() if any(id in group for group in owed)]
+        due += [at for id, at in self._resting.items() if any(id in group for group in owed)]
         return min(due, default=None)

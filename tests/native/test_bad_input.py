@@ -469,6 +469,47 @@ def test_full_replica_holds_and_recovers(scratch: Path) -> None:
             pair.assert_same(timeout=60)
 
 
+def test_a_replica_that_refuses_for_a_while(scratch: Path) -> None:
+    """Read-only, then with files that nobody may change: held, said, tried now and then, and over by itself."""
+    with filesystem("ext4", scratch / "s") as one, filesystem("ext4", scratch / "r") as other:
+        source, replica = one / "tree", other / "tree"
+        for top in (source, replica):
+            top.mkdir()
+        with Pair(source, replica, scratch / "state") as pair:
+            for number in range(8):
+                (source / f"file{number}").write_bytes(content(5000, number))
+            (source / "directory").mkdir()
+            pair.assert_same()
+            run("mount", "-o", "remount,ro", other)
+            (source / "file1").write_bytes(b"new")
+            (source / "file2").rename(source / "renamed")
+            (source / "file3").unlink()
+            (source / "file4").chmod(0o600)
+            (source / "directory").rename(source / "moved")
+            epochs = pair.metrics().total("rsyncfs_epochs_total")
+            assert pair.try_wait(3)[0] == 1
+            assert pair.metrics().total("rsyncfs_epochs_total") - epochs < 200, "it is tried again without a pause"
+            assert pair.status()["refused"] != []
+            run("mount", "-o", "remount,rw", other)
+            pair.assert_same(timeout=60)
+            assert pair.status()["refused"] == []
+
+            for name in ("file5", "file6"):
+                run("chattr", "+i", replica / name)
+            (source / "file5").write_bytes(b"changed")
+            (source / "file6").unlink()
+            (source / "file7").write_bytes(b"goes on")
+            eventually(lambda: (replica / "file7").read_bytes() == b"goes on", 20, "the others are replicated")
+            eventually(lambda: "file5" in pair.status()["refused"], 20, "what is refused is said")
+            for name in ("file5", "file6"):
+                run("chattr", "-i", replica / name)
+            pair.assert_same(timeout=60)
+            assert pair.status()["refused"] == []
+            said = "".join(end.text(100_000) for end in (pair.sender, pair.receiver) if end)
+            assert "Read-only file system" in said
+            assert "Traceback" not in said
+
+
 def test_help_names_every_command() -> None:
     done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True, env=environment())
     for command in ("receive", "send", "wait", "status", "verify", "doctor", "trace", "demo"):

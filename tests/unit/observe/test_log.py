@@ -105,3 +105,15 @@ def test_a_full_disk_under_stderr_is_survived(capfd: pytest.CaptureFixture[str])
 def test_configuring_again_does_not_double_the_lines() -> None:
     log.configure({}, io.StringIO())
     assert len(written({}).splitlines()) == 1
+
+
+def test_what_happens_too_often_is_told_seldom_with_its_count() -> None:
+    now = 0.0
+    seldom = log.Seldom(1.0, lambda: now)
+    assert seldom.count(0) == 0
+    assert seldom.count(3) == 3
+    assert [seldom.count(2) for _ in range(4)] == [0, 0, 0, 0]
+    now = 1.0
+    assert seldom.count(0) == 0
+    assert seldom.count(1) == 9
+    assert seldom.count(1) == 0

@@ -80,3 +80,15 @@ def test_no_more_than_asked_for() -> None:
         names.queue(slot, due(generations))
     assert list(names.take(lambda slot, due: None, 1)) == [SLOT]
     assert list(names.take(lambda slot, due: None, 1)) == [OTHER]
+
+
+def test_a_death_that_is_deferred_waits_and_is_not_forgotten() -> None:
+    names, generations = naming()
+    names.queue_dead(OLD, due(generations))
+    names.queue_dead(NEW, due(generations))
+    names.defer(OLD)
+    assert list(names.take_dead(10)) == [NEW]
+    assert names.is_dying(OLD)
+    assert len(list(names.dues())) == 1
+    names.resume(OLD)
+    assert list(names.take_dead(10)) == [OLD]
