@@ -35,6 +35,11 @@ class Barriers:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
+    @property
+    def closing(self) -> bool:
+        """Whether some waiter only needs another turn of the loop."""
+        return any(barrier.generation is None for barrier in self._waiting)
+
     def add(self, position: int, turn: int, passed: Callable[[], None], *, early: bool = False) -> None:
         """Call `passed` when everything before now is durable. `position`: the ring's, now; `turn`: the loop's.
 

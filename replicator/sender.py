@@ -166,7 +166,11 @@ class Sender:
 
     def _patience(self) -> float:
         """Seconds until something is to be done even if nothing happens."""
-        if self.outbox.readable or (self.resolver.workable and time.monotonic_ns() >= self._pause_looks):
+        if (
+            self.outbox.readable
+            or self.barriers.closing
+            or (self.resolver.workable and time.monotonic_ns() >= self._pause_looks)
+        ):
             return 0.0
         wait = min(self.uplink.due(), HOUSEKEEPING)
         if self.resolver.waiting:

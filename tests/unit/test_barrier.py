@@ -21,7 +21,9 @@ class World:
 
 def test_both_channels_are_drained_before_the_generation_closes() -> None:
     world = World()
+    assert not world.barriers.closing
     world.wait("w", position=100, turn=1)
+    assert world.barriers.closing, "another turn is due at once, whether anything happens or not"
     world.turn(consumed=50, turn=2)
     assert world.generations.current == 1
     world.turn(consumed=100, turn=1)
@@ -36,6 +38,7 @@ def test_what_was_owed_before_holds_it_up_and_what_comes_later_does_not() -> Non
     world.wait("w")
     world.turn(consumed=100, turn=2)
     assert world.passed == []
+    assert not world.barriers.closing, "only what is owed is waited for"
     world.generations.hold()
     world.generations.release(token)
     world.turn(consumed=100, turn=3)
