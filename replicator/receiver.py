@@ -7,11 +7,8 @@ them durable in a worker thread meanwhile. It trusts no peer: whatever breaks th
 from __future__ import annotations
 
 import logging
-import os
 import selectors
-import threading
 import time
-from collections import deque
 from contextlib import ExitStack
 
 from replicator import __version__
@@ -30,6 +27,7 @@ from replicator.mirror.mirror import Mirror
 from replicator.observe.control import Caller, ControlServer
 from replicator.observe.log import Seldom, printable
 from replicator.observe.metrics import ReceiverMetrics
+from replicator.work import Worker
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +65,8 @@ class Receiver:
         self.selector.register(self.listener, selectors.EVENT_READ, self.listener)
         self.control = ControlServer(options.state, self.selector, self._request)
         defer(self.control.close)
-        self._syncer = _Syncer()
+        self._syncer = Worker()
+        self._syncing = False
         defer(self._syncer.close)
         self.selector.register(self._syncer.fileno(), selectors.EVENT_READ, self._syncer)
         self._greeters: set[Connection] = set()
@@ -97,7 +96,7 @@ class Receiver:
                     self._serve(key.data)
                 elif isinstance(key.data, ControlServer) or hasattr(key.data, "caller"):
                     self.control.ready(key, events)
-            self._finish_sync()
+            self._syncer.collect()
             self._start_sync()
             self._tick()
             for connection in list(self._interests):
@@ -110,13 +109,13 @@ class Receiver:
     def close(self) -> None:
         """Make durable what was applied, and give everything back."""
         try:
-            self._syncer.close()
-            self._finish_sync()
+            self._syncer.join()
+            self._syncer.collect()
         finally:
             self._stack.close()
 
     def _patience(self) -> float:
-        if self._unsynced and not self._syncer.busy:
+        if self._unsynced and not self._syncing:
             return max(0.0, min(TICK, self._next_sync - time.monotonic()))
         return TICK
 
@@ -268,14 +267,15 @@ class Receiver:
     # ------------------------------------------------------------------ durability
 
     def _start_sync(self) -> None:
-        if self._unsynced and not self._syncer.busy and time.monotonic() >= self._next_sync:
-            self._unsynced = 0
-            self._syncer.start(self.mirror.start_sync())
+        if self._unsynced and not self._syncing and time.monotonic() >= self._next_sync:
+            self._unsynced, self._syncing = 0, True
+            job = self.mirror.start_sync()
+            self._syncer.submit(lambda: _timed(job), self._synced)
 
-    def _finish_sync(self) -> None:
-        done = self._syncer.finished()
-        if done is None:
-            return
+    def _synced(self, done: tuple[SyncJob, float] | Exception) -> None:
+        self._syncing = False
+        if isinstance(done, Exception):
+            raise done
         job, seconds = done
         # As long a pause as it took: a disk that is slow to sync is not asked all the time.
         self._next_sync = time.monotonic() + min(1.0, seconds)
@@ -339,42 +339,8 @@ class Receiver:
         )
 
 
-class _Syncer:
-    """One thread that syncs, one job at a time."""
-
-    def __init__(self) -> None:
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._done: deque[tuple[SyncJob, float]] = deque()
-        self._thread: threading.Thread | None = None
-        self.busy = False
-
-    def fileno(self) -> int:
-        """Readable when a job is done."""
-        return self._wake
-
-    def start(self, job: SyncJob) -> None:
-        """Run a job; one at a time."""
-        self.busy = True
-        self._thread = threading.Thread(target=self._work, args=(job,), name="sync", daemon=True)
-        self._thread.start()
-
-    def finished(self) -> tuple[SyncJob, float] | None:
-        """The job that is done and the seconds it took; None if there is none."""
-        try:
-            os.eventfd_read(self._wake)
-        except BlockingIOError:
-            return None
-        self.busy = False
-        return self._done.popleft()
-
-    def close(self) -> None:
-        """Wait for the job that runs."""
-        if self._thread is not None:
-            self._thread.join()
-
-    def _work(self, job: SyncJob) -> None:
-        started = time.monotonic()
-        job()
-        # The loop looks here first and then at the descriptor, so both must be there when it is woken.
-        self._done.append((job, time.monotonic() - started))
-        os.eventfd_write(self._wake, 1)
+def _timed(job: SyncJob) -> tuple[SyncJob, float]:
+    """Run a job; with the seconds that it took."""
+    started = time.monotonic()
+    job()
+    return job, time.monotonic() - started

@@ -44,6 +44,11 @@ class Worker:
             done, result = self._done.popleft()
             done(result)
 
+    def join(self) -> None:
+        """Wait until every job has ended; no more may be submitted. Their results are there for `collect`."""
+        self._jobs.put(None)
+        self._thread.join()
+
     def close(self) -> None:
         """Let the thread end after its job; one that hangs in the kernel is left to itself."""
         self._jobs.put(None)
