@@ -56,10 +56,11 @@ class Comparison:
             self._ask({"op": "names", "directories": digests}, self._names_compared)
 
     def _names_compared(self, body: dict[str, Any]) -> None:
-        there = [] if inquiry.refusal(body) is not None else inquiry.directories(body)
+        lost = inquiry.refusal(body) is not None
+        there = [] if lost else inquiry.directories(body)
         now = time.monotonic_ns()
         compared, self._comparing = self._comparing, {}
-        if "error" in body:  # the connection went: asked again on the next
+        if lost:  # asked again on the next connection
             for id, token in compared.items():
                 self._outbox.compare_names(id, token.since, token.generation)
         for directory, names in there:

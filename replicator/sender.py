@@ -153,7 +153,7 @@ class Sender:
             self._resolve(now)
             self._read(now)
             self._send(now)
-            if self.phase in ("sending", "ready"):
+            if self.phase in ("sending", "ready") and self.uplink.connection is not None:
                 self.comparison.ask_names()
             self._advance(now)
             self._housekeep(now)

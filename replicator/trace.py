@@ -101,8 +101,10 @@ class Tracer:
 
     def _line(self, record: tuple[Any, ...]) -> str | None:
         ts, ino, offset, length, root, cgroup, gen, pid, kind, fs = record[:10]
+        if kind == EventKind.ATTR:
+            return None
         path = self._index.path(FileId(fs, root, ino, gen))
-        if path is None or kind == EventKind.ATTR:
+        if path is None:
             return None
         command = self._command(pid)
         what = _KINDS.get(kind, "whole")

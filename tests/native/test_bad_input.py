@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import shutil
 import socket
 import subprocess
@@ -14,8 +15,12 @@ from typing import Any
 
 import pytest
 
+from replicator.errors import RemoteError
 from replicator.link import message as m
+from replicator.link.address import Address
+from replicator.link.connection import LinkLost
 from replicator.model import FileId
+from replicator.uplink import Uplink
 from tests.support.deadline import eventually
 from tests.support.filesystems import filesystem, run, unmount
 from tests.support.helpers import helper
@@ -293,6 +298,28 @@ def test_a_receiver_that_answers_nonsense(roots: tuple[Path, Path, Path], lie: d
         finally:
             sender.stop()
         assert sender.exit_code() == 0
+
+
+def test_nonsense_makes_the_pauses_longer_and_a_lost_connection_does_not() -> None:
+    hello = m.Hello("00000000-0000-4000-8000-000000000001", FileId(0, 0, 2, 0), 1)
+    with Liar(lambda question: {}) as liar, selectors.PollSelector() as selector:
+        host, port = liar.address.split(":")
+        uplink = Uplink(Address(host, int(port)), None, selector, lambda: hello, lambda: 0)
+
+        def connected() -> bool:
+            uplink.turn()
+            uplink.retune()
+            return uplink.connection is not None
+
+        pauses = []
+        errors: list[LinkLost | RemoteError] = [*[RemoteError("nonsense")] * 4, LinkLost("the cable")]
+        for error in errors:
+            eventually(connected, 30, "it connects again")
+            uplink.drop(error)
+            pauses.append(uplink.due())
+        assert pauses[3] > 0.3, pauses
+        assert pauses[4] <= 0.1, pauses
+        uplink.close("done")
 
 
 def _answer(listener: socket.socket, answer: bytes, met: threading.Event) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -72,9 +73,10 @@ def flip_a_byte(replica: Path) -> None:
         (lambda replica: os.setxattr(replica / "file4", "user.colour", b"red"), "xattrs", "file4"),
         (lambda replica: os.truncate(replica / "file4", 100), "size", "file4"),
         (lambda replica: (replica / "foreign").touch(), "name only on the replica", "foreign"),
+        (lambda replica: os.mkdir(os.fsencode(replica) + b"/odd\xff\n"), "name only on the replica", "odd\\xff\\x0a"),
         (lambda replica: (replica / "sub" / "inner").unlink(), "missing", "sub/inner"),
     ],
-    ids=["byte", "mode", "owner", "time", "xattr", "size", "extra", "missing"],
+    ids=["byte", "mode", "owner", "time", "xattr", "size", "extra", "odd", "missing"],
 )
 def test_verify_lists_what_differs(case: Case, harm: Callable[[Path], None], kind: str, path: str) -> None:
     populate(case)
@@ -163,3 +165,24 @@ def test_trace_shows_ranges_and_who_writes_them(case: Case, options: list[str]) 
     assert sum(length for _, length in writes) == 5010
     assert (70_000, 10) in writes
     assert [record["offset"] for record in records if record["kind"] == "size"][-1] == 100
+
+
+def test_trace_goes_on_after_its_queue_of_names_overflowed(case: Case) -> None:
+    deep = case.source / "sub" / "deep"
+    deep.mkdir(parents=True)
+    tracer = Process(["trace", str(case.source)], case.pair.state_dir / "trace-overflow.log")
+    try:
+        eventually(lambda: (deep / "poke").write_bytes(b"poke") and tracer.lines, 30, "a write is shown", every=0.1)
+        os.kill(tracer.pid, signal.SIGSTOP)
+        for number in range(int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text()) + 1000):
+            (case.source / f"flood{number}").touch()
+        (deep / "late").touch()
+        os.kill(tracer.pid, signal.SIGCONT)
+        eventually(
+            lambda: (deep / "late").write_bytes(b"late") and [1 for line in tracer.lines if "deep/late" in line],
+            60,
+            "a write to the file that nobody told of is shown",
+            every=0.1,
+        )
+    finally:
+        tracer.stop()
