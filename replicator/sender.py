@@ -121,6 +121,7 @@ class Sender:
         defer(self.progress.close)
         self.phase = "connecting"
         self.turn = 0
+        self._turned = 0
         self._session: object = None
         self._request = count(1)
         self._asked: dict[int, Callable[[dict[str, Any]], None]] = {}
@@ -144,7 +145,7 @@ class Sender:
                 if isinstance(key.data, ControlServer) or hasattr(key.data, "caller"):
                     self.control.ready(key, events)
             self.turn += 1
-            now = time.monotonic_ns()
+            now = self._turned = time.monotonic_ns()
             self.intake.take_names(now)
             self.intake.take_records()
             self.reading.take(now)
@@ -177,7 +178,7 @@ class Sender:
             wait = min(wait, 0.005)
         if self.outbox.calming and self.uplink.connection is not None:
             wait = min(wait, CALM / SECOND)
-        retry = self.outbox.next_try()
+        retry = self.outbox.next_try(self._turned)
         if retry is not None:
             wait = min(wait, max(0.0, (retry - time.monotonic_ns()) / SECOND))
         return wait

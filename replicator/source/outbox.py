@@ -211,9 +211,9 @@ class Outbox:
             self.table.seen(flush.owed, part.waited, part.read, part.sent, flush.size, all_read=all_read)
             self._parts.append(part)
 
-    def next_try(self) -> int | None:
-        """When the first of what is held off may be tried again."""
-        return self.pace.next_due(self.table, self._naming.deferred)
+    def next_try(self, after: int) -> int | None:
+        """When, after `after`, the first of what is held off may be tried again."""
+        return self.pace.next_due(after, self.table, self._naming.deferred)
 
     @property
     def reading(self) -> int:

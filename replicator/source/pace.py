@@ -72,8 +72,11 @@ class Pace:
         """What failed the last time."""
         return list(self._retry)
 
-    def next_due(self, *owed: Container[FileId]) -> int | None:
-        """When the first of what is owed and held off may be tried."""
-        due = [at for id, (at, _) in self._retry.items() if any(id in group for group in owed)]
-        due += [at for id, at in self._resting.items() if any(id in group for group in owed)]
-        return min(due, default=None)
+    def next_due(self, after: int, *owed: Container[FileId]) -> int | None:
+        """When, after `after`, the first of what is owed and held off may be tried.
+
+        What could have been tried before waits for something else: for a connection, or for other reads to end.
+        """
+        times = [(id, at) for id, (at, _) in self._retry.items()]
+        times += self._resting.items()
+        return min((at for id, at in times if at > after and any(id in group for group in owed)), default=None)

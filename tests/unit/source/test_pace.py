@@ -18,7 +18,7 @@ def test_failures_are_tried_again_later_and_later_up_to_a_limit() -> None:
     for _ in range(10):
         pace.defer(FILE, now)
         assert not pace.may_try(FILE, now)
-        due = pace.next_due(table)
+        due = pace.next_due(now, table)
         assert due is not None
         delays.append(due - now)
         now = due
@@ -49,8 +49,16 @@ def test_a_costly_inode_rests() -> None:
 def test_what_is_not_owed_wakes_nobody() -> None:
     pace = Pace()
     pace.defer(FILE, 0)
-    assert pace.next_due(DirtyTable(Generations()), set()) is None
-    assert pace.next_due(DirtyTable(Generations()), {FILE}) == RETRY_FIRST
+    assert pace.next_due(0, DirtyTable(Generations()), set()) is None
+    assert pace.next_due(0, DirtyTable(Generations()), {FILE}) == RETRY_FIRST
+
+
+def test_what_could_have_been_tried_wakes_nobody() -> None:
+    """Without a connection it would be for ever due."""
+    pace = Pace()
+    pace.rest(FILE, 100)
+    assert pace.next_due(99, {FILE}) == 100
+    assert pace.next_due(100, {FILE}) is None
 
 
 def test_quiet_inodes_are_given_once_in_order() -> None:
