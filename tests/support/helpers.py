@@ -49,7 +49,9 @@ def helper(name: str) -> Path:
 
 def call(name: str, *words: object) -> None:
     """Run a helper to its end. AssertionError with its own words if it fails."""
-    done = subprocess.run([helper(name), *map(str, words)], capture_output=True, text=True, check=False, timeout=120 * SLOW)
+    done = subprocess.run(
+        [helper(name), *map(str, words)], capture_output=True, text=True, check=False, timeout=120 * SLOW
+    )
     assert done.returncode == 0, f"{name} {words}: {done.stderr}"
 
 

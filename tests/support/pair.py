@@ -168,14 +168,15 @@ class Process:
         return code
 
     def _end(self, how: signal.Signals) -> int:
+        limit = STOP_SECONDS * SLOW
         if self.running():
             self.process.send_signal(how)
         try:
-            return self.process.wait(STOP_SECONDS * SLOW)
+            return self.process.wait(limit)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError(f"`{self.words[0]}` did not end within {STOP_SECONDS * SLOW:g} s:\n{self.text()}") from None
+            raise AssertionError(f"`{self.words[0]}` did not end within {limit:g} s:\n{self.text()}") from None
         finally:
             self._forget()
 
