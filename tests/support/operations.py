@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import syscalls
+from tests.support.deadline import SLOW
 from tests.support.helpers import Mapper, call
 
 BLOCK = 4096
@@ -472,13 +473,13 @@ def write_through_a_bind_mount(scene: Scene) -> Iterator[int]:
 
 
 @operation()
-def one_write_of_256_mib(scene: Scene) -> Iterator[int]:
-    """Long enough to be read while it runs; a quarter more for what is read twice because of that."""
-    size = 256 * MIB
-    block = content(MIB)
+def one_long_write(scene: Scene) -> Iterator[int]:
+    """Long enough to be read while it runs, also on a slow machine; a quarter more for what is read twice then."""
+    blocks = max(32, int(256 / SLOW))
+    size = blocks * MIB
     with opened(scene.file) as fd:
-        writer = threading.Thread(target=os.pwrite, args=(fd, block * 256, 0))
+        writer = threading.Thread(target=os.pwrite, args=(fd, content(MIB) * blocks, 0))
         writer.start()
-        writer.join(120)
+        writer.join(120 * SLOW)
         assert os.fstat(fd).st_size == size
     yield size + size // 4
