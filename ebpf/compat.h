@@ -37,6 +37,21 @@
 #define HOOK(family, tracepoint, ...) int hook__##family##__##tracepoint(struct bpf_raw_tracepoint_args *ctx)
 #define ARGUMENT(type, index) ((type)ctx->args[index])
 
+/*
+ * What is done at the entry (ENTRY) or after the return (AFTER) of a function of the kernel. `fstype` is the filesystem
+ * whose sources need it, or any. What follows the function's name are the types of those of its arguments that the body
+ * is given, in the kernel's order; others may stand between them, so that a new one (the idmap since 5.12) does no harm.
+ * The loader writes the programs around the body: for a trampoline (fentry, fexit), and for a pair of probes.
+ *
+ *	INSTEAD(one, other)	`other` is hooked only where there is no `one`
+ *	OPTIONAL(function)	a kernel without it has nothing that it would do
+ */
+#define ENTRY(family, fstype, function, ...) static __always_inline int entry__##function(const struct rsyncfs_call *call)
+#define AFTER(family, fstype, function, ...) static __always_inline int after__##function(const struct rsyncfs_call *call)
+#define GIVEN(type, index) ((type)call->argument[index])
+#define INSTEAD(one, other)
+#define OPTIONAL(function)
+
 /* Constants that are macros in the kernel, and so not in BTF. Their values hold from 5.15 to 6.18 at least. */
 #define RSYNCFS_PF_IO_WORKER 0x00000010
 #define RSYNCFS_PF_WQ_WORKER 0x00000020
@@ -56,6 +71,23 @@
 #define RSYNCFS_EXT4_MOUNT_DELALLOC 0x8000000
 #define RSYNCFS_EXT4_JOURNAL_DATA_FL 0x00004000
 #define RSYNCFS_EXT4_INLINE_DATA_FL 0x10000000
+
+/*
+ * The folio that a page is a part of. A tail page has its head's address plus one; since 7.0 that may also be a mask for
+ * its own address, whose upper half is all ones, as no page's address is.
+ */
+static __always_inline void *rsyncfs_folio(void *page)
+{
+#if HAS_FIELD(page, compound_info)
+	u64 head = FIELD(page, compound_info, page);
+
+	if (head & 1 && (u32)(head >> 32) == ~0U)
+		return (void *)((u64)page & head);
+#else
+	u64 head = FIELD(page, compound_head, page);
+#endif
+	return head & 1 ? (void *)(head - 1) : page;
+}
 
 /* Bytes of a folio. Large ones (PG_head) keep their order in the second page's flags, since 6.6. */
 static __always_inline u64 rsyncfs_folio_bytes(void *folio)

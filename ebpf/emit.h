@@ -28,15 +28,9 @@ static __always_inline void rsyncfs_emit_lost(const struct rsyncfs_subject *subj
 	rsyncfs_count_loss(RSYNCFS_RING_FULL);
 }
 
-/* `flags` are RSYNCFS_F_HOLES and RSYNCFS_F_BEFORE; RSYNCFS_F_MAPPED comes with the subject. */
-static __always_inline void rsyncfs_emit(const struct rsyncfs_subject *subject, u8 kind, u16 flags, u64 off, u64 len)
+static __always_inline void rsyncfs_fill(struct rsyncfs_event *event, const struct rsyncfs_subject *subject, u8 kind,
+					 u16 flags, u64 off, u64 len)
 {
-	struct rsyncfs_event *event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
-
-	if (!event) {
-		rsyncfs_emit_lost(subject);
-		return;
-	}
 	event->ts = bpf_ktime_get_ns();
 	event->ino = subject->ino;
 	event->off = off;
@@ -49,7 +43,54 @@ static __always_inline void rsyncfs_emit(const struct rsyncfs_subject *subject, 
 	event->fs = subject->fs;
 	event->flags = subject->flags | flags;
 	event->epoch = 0;
+}
+
+/* `flags` are RSYNCFS_F_HOLES and RSYNCFS_F_BEFORE; RSYNCFS_F_MAPPED comes with the subject. */
+static __always_inline void rsyncfs_emit(const struct rsyncfs_subject *subject, u8 kind, u16 flags, u64 off, u64 len)
+{
+	struct rsyncfs_event *event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
+
+	if (!event) {
+		rsyncfs_emit_lost(subject);
+		return;
+	}
+	rsyncfs_fill(event, subject, kind, flags, off, len);
 	events.ringbuf_submit(event, 0);
+}
+
+/*
+ * A name in the directory `subject`; `target` is the inode that it means now, or 0. A name that cannot be read is told
+ * as "any". False if it did not fit.
+ */
+static __always_inline bool rsyncfs_emit_name(const struct rsyncfs_subject *subject, u16 flags, const void *name,
+					      u32 length, const struct rsyncfs_subject *target)
+{
+	u64 ino = target ? target->ino : 0, len = target ? target->gen : 0;
+	struct rsyncfs_short_name *little;
+	struct rsyncfs_long_name *large;
+
+	if (length < RSYNCFS_SHORT_NAME) {
+		little = events.ringbuf_reserve(sizeof(struct rsyncfs_short_name));
+		if (!little) {
+			rsyncfs_emit_lost(subject);
+			return false;
+		}
+		if (bpf_probe_read_kernel_str(little->name, RSYNCFS_SHORT_NAME, name) != length + 1)
+			length = 0;
+		rsyncfs_fill(&little->event, subject, RSYNCFS_NAME, flags, ino, len | (u64)length << 32);
+		events.ringbuf_submit(little, 0);
+		return true;
+	}
+	large = events.ringbuf_reserve(sizeof(struct rsyncfs_long_name));
+	if (!large) {
+		rsyncfs_emit_lost(subject);
+		return false;
+	}
+	if (bpf_probe_read_kernel_str(large->name, RSYNCFS_LONG_NAME, name) != length + 1)
+		length = 0;
+	rsyncfs_fill(&large->event, subject, RSYNCFS_NAME, flags, ino, len | (u64)length << 32);
+	events.ringbuf_submit(large, 0);
+	return true;
 }
 
 #endif

@@ -91,13 +91,14 @@ class Sender:
         self.metrics.sensor.info({"sensor": sensor_name(self.sensor)})
         for limit in LIMITS.get(self.source.fstype, ()):
             log.warning("%s", limit)
-        self.names = Names(self.source)
-        defer(self.names.close)
+        names = None if self.sensor.tells_names else Names(self.source)
+        if names is not None:
+            defer(names.close)
         # Pages that were dirty before the hooks were attached stay silent until they are clean.
         syscalls.syncfs(self.source.read_fd)
         self.outbox = Outbox(self.source.id, exclude)
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
-        self.intake = Intake(self.sensor, self.names, self.outbox, self.metrics)
+        self.intake = Intake(self.sensor, names, self.outbox, self.metrics)
         self.comparison = Comparison(self.outbox, self.ask, self._barrier)
         self.barriers = Barriers(self.outbox.generations)
         self.view = SourceNamespace(self.source)
@@ -115,8 +116,9 @@ class Sender:
         self.requests = Requests(self)
         self.control = ControlServer(self.state.path, self.selector, self.requests.handle)
         defer(self.control.close)
-        for watched in (self.sensor, self.names, self.reading, self.worker):
-            self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
+        for watched in (self.sensor, names, self.reading, self.worker):
+            if watched is not None:
+                self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
         self.progress = Progress()
         defer(self.progress.close)
         self.phase = "connecting"

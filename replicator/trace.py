@@ -40,7 +40,7 @@ class Tracer:
         self._source = SourceRoot.open(path)
         self._sensor = select_sensor("auto", self._source.fstype)
         self._sensor.attach(self._source)
-        self._names = Names(self._source)
+        self._names = None if self._sensor.tells_names else Names(self._source)
         self._view = SourceNamespace(self._source)
         self._index = TreeIndex(self._source.id)
         self._generations = Generations()
@@ -56,7 +56,8 @@ class Tracer:
     def close(self) -> None:
         """Detach."""
         self._view.close()
-        self._names.close()
+        if self._names is not None:
+            self._names.close()
         self._sensor.close()
         self._source.close()
 
@@ -66,7 +67,8 @@ class Tracer:
         self._look()
         selector = selectors.PollSelector()
         for watched in (self._sensor, self._names):
-            selector.register(watched.fileno(), selectors.EVENT_READ)
+            if watched is not None:
+                selector.register(watched.fileno(), selectors.EVENT_READ)
         try:
             while not self._stopping:
                 selector.select(0.25)
@@ -85,7 +87,7 @@ class Tracer:
 
     def _look(self) -> None:
         now = time.monotonic_ns()
-        for look in self._names.drain_queued():
+        for look in self._names.drain_queued() if self._names is not None else ():
             if isinstance(look, SlotLook):
                 self._resolver.look(look.slot, now)
             elif isinstance(look, Overflow):

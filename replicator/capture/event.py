@@ -35,6 +35,10 @@ TO_THE_END = 2**64 - 1
 """`len` of a record that reaches to the end of the file, wherever that is."""
 
 
+SHORT_NAME, LONG_NAME = 72, 288
+"""Room (bytes) behind a NAME record, for names shorter than the first and for all others."""
+
+
 class EventKind(IntEnum):
     """What a record says: where to look, never what is there now."""
 
@@ -50,6 +54,9 @@ class EventKind(IntEnum):
     """Attributes changed; bytes did not."""
     WHOLE = 6
     """Bytes changed, it is not known which."""
+    NAME = 7
+    """A name in this directory means something else. The upper half of `len` is its length; 0 says that any of
+    them may."""
 
 
 class EventFlag(IntFlag):
@@ -61,3 +68,5 @@ class EventFlag(IntFlag):
     """The range may have become a hole, or stopped being one."""
     BEFORE = 1 << 2
     """Submitted before the effect was complete, under the inode's lock."""
+    MOVED = 1 << 3
+    """Of a NAME: the inode that has it now (number `off`, generation the low half of `len`) had another before."""

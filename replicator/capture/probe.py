@@ -14,11 +14,11 @@ from replicator import syscalls
 from replicator.capture import layout
 from replicator.capture.bpf import bpf_refusal, trampoline_refusal
 from replicator.capture.btf import Btf
-from replicator.capture.compile import bcc_module, kernel_types
+from replicator.capture.compile import kernel_types
 from replicator.capture.sensor import Coverage
 from replicator.capture.tracepoint import FAMILIES
 from replicator.errors import EnvironmentFault
-from replicator.resources import ebpf_directory
+from replicator.resources import ebpf_directory, load_bcc
 
 _KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
 
@@ -126,7 +126,7 @@ def _btf() -> tuple[Btf | None, Finding]:
 
 def _bcc() -> Finding:
     try:
-        version = bcc_module().__version__
+        version = load_bcc().__version__
     except EnvironmentFault as fault:
         return Finding("bcc", False, True, str(fault))
     return Finding("bcc", True, True, f"version {version}")

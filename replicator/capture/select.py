@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from replicator.capture import tracepoint, vfs
+from replicator.capture.bpf import bpf_refusal
+from replicator.capture.compile import kernel_types
 from replicator.capture.sensor import Sensor
-from replicator.capture.tracepoint import TracepointSensor, families_of
+from replicator.capture.tracepoint import TracepointSensor
+from replicator.capture.vfs import VfsSensor
 from replicator.errors import EnvironmentFault, UsageError
 
 SENSORS = ("auto", "tracepoint", "vfs")
@@ -18,7 +22,12 @@ def select_sensor(wanted: str, fstype: str) -> Sensor:
     """A sensor, not attached yet. UsageError for an unknown name, EnvironmentFault for one that is not to be had."""
     if wanted not in SENSORS:
         raise UsageError(f"there is no sensor {wanted!r}: use one of {', '.join(SENSORS)}")
-    if wanted == "vfs":
-        raise EnvironmentFault("the vfs sensor is not part of this version: use --sensor tracepoint, or auto")
-    families_of(fstype)
+    refusal = bpf_refusal()
+    if refusal is not None:
+        raise EnvironmentFault(refusal)
+    types = kernel_types()
+    if wanted == "vfs" or (wanted == "auto" and vfs.mechanisms(types).usable):
+        vfs.families_of(fstype, types)
+        return VfsSensor()
+    tracepoint.families_of(fstype)
     return TracepointSensor()
