@@ -74,15 +74,55 @@ static __always_inline bool rsyncfs_was_told(u64 function)
 	return told;
 }
 
-#define rsyncfs_inode_of_inode(inode) ((void *)(inode))
-#define rsyncfs_inode_of_dentry(dentry) FIELD(dentry, d_inode, dentry)
-#define rsyncfs_inode_of_file(file) FIELD(file, f_inode, file)
-#define rsyncfs_inode_of_kiocb(iocb) FIELD(file, f_inode, FIELD(kiocb, ki_filp, iocb))
-#define rsyncfs_inode_of_vm_fault(vmf)                                                                                 \
-	FIELD(file, f_inode, FIELD(vm_area_struct, vm_file, FIELD(vm_fault, vma, vmf)))
-#define rsyncfs_inode_of_renamedata(data) FIELD(dentry, d_inode, FIELD(renamedata, old_dentry, data))
-#define rsyncfs_inode_of_xfs_inode(ip) ADDRESS(xfs_inode, i_vnode, ip)
-#define rsyncfs_inode_of_xfs_exchrange(range) FIELD(file, f_inode, FIELD(xfs_exchrange, file1, range))
+/* An inode that tells which filesystem a call is about, by the type of one of its arguments. */
+static __always_inline void *rsyncfs_inode_of_inode(u64 inode)
+{
+	return (void *)inode;
+}
+
+static __always_inline void *rsyncfs_inode_of_dentry(u64 dentry)
+{
+	return FIELD(dentry, d_inode, dentry);
+}
+
+static __always_inline void *rsyncfs_inode_of_file(u64 file)
+{
+	return FIELD(file, f_inode, file);
+}
+
+static __always_inline void *rsyncfs_inode_of_kiocb(u64 iocb)
+{
+	return FIELD(file, f_inode, FIELD(kiocb, ki_filp, iocb));
+}
+
+static __always_inline void *rsyncfs_inode_of_iomap_dio(u64 dio)
+{
+	return rsyncfs_inode_of_kiocb((u64)FIELD(iomap_dio, iocb, dio));
+}
+
+static __always_inline void *rsyncfs_inode_of_vm_fault(u64 vmf)
+{
+	return FIELD(file, f_inode, FIELD(vm_area_struct, vm_file, FIELD(vm_fault, vma, vmf)));
+}
+
+static __always_inline void *rsyncfs_inode_of_renamedata(u64 data)
+{
+	return FIELD(dentry, d_inode, FIELD(renamedata, old_dentry, data));
+}
+
+#if HAS_FIELD(xfs_inode, i_vnode)
+static __always_inline void *rsyncfs_inode_of_xfs_inode(u64 ip)
+{
+	return ADDRESS(xfs_inode, i_vnode, ip);
+}
+#endif
+
+#if HAS_FIELD(xfs_exchrange, file1)
+static __always_inline void *rsyncfs_inode_of_xfs_exchrange(u64 range)
+{
+	return FIELD(file, f_inode, FIELD(xfs_exchrange, file1, range));
+}
+#endif
 
 static __always_inline int rsyncfs_remember(u64 function, void *inode, const struct rsyncfs_call *call)
 {

@@ -40,12 +40,14 @@ static __always_inline void vfs_exchanged(void *inode)
 		rsyncfs_emit(&subject, RSYNCFS_WHOLE, RSYNCFS_F_HOLES, 0, ~0ULL);
 }
 
+#if HAS_FIELD(xfs_inode, i_vnode)
 AFTER(vfs_copy, xfs, xfs_swap_extents, struct xfs_inode *, struct xfs_inode *)
 {
 	vfs_exchanged(ADDRESS(xfs_inode, i_vnode, GIVEN(void *, 0)));
 	vfs_exchanged(ADDRESS(xfs_inode, i_vnode, GIVEN(void *, 1)));
 	return 0;
 }
+#endif
 
 #if HAS_FIELD(xfs_exchrange, file1)
 /* XFS_IOC_EXCHANGE_RANGE, since 6.10 */

@@ -115,7 +115,9 @@ def trampoline_program(hook: layout.FunctionHook, *, spare: bool) -> str:
 
 def probe_programs(hook: layout.FunctionHook) -> tuple[str, str]:
     """The names of those that probes call: at the entry and after the return. An ENTRY has the first only."""
-    return f"probe__{hook.function}", "" if hook.entry else f"return__{hook.function}"
+    if hook.entry:
+        return f"probe_only__{hook.function}", ""
+    return f"probe__{hook.function}", f"return__{hook.function}"
 
 
 def _returns_pointer(hook: layout.FunctionHook, types: Btf) -> bool:

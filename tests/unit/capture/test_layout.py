@@ -6,7 +6,7 @@ import pytest
 
 from replicator.capture import layout, vfs
 from replicator.capture.btf import Btf
-from replicator.capture.layout import Access, Hook
+from replicator.capture.layout import Access, FunctionHook, Hook
 from replicator.capture.tracepoint import FAMILIES, OLD_KERNELS
 from replicator.resources import ebpf_directory
 from tests.unit.capture.made_btf import kernel
@@ -82,6 +82,6 @@ def test_every_hook_of_the_sources_bears_its_file_as_family() -> None:
     assert {path.stem for path in ebpf_directory().glob("*.c")} == families
     for family in families:
         text = (ebpf_directory() / f"{family}.c").read_text()
-        found = [*layout.hooks(text), *layout.function_hooks(text)]
+        found: list[Hook | FunctionHook] = [*layout.hooks(text), *layout.function_hooks(text)]
         assert found
         assert {hook.family for hook in found} == {family}
