@@ -16,22 +16,41 @@ from replicator.capture.event import Events
 from replicator.capture.headers import CACHE
 from replicator.capture.ring import Ring
 from replicator.capture.sensor import Coverage, Watched
+from replicator.capture.symbols import code_of
 from replicator.errors import EnvironmentFault
 from replicator.model import FileId
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "ext4": ("inode", "net", "iomap", "direct", "ext4"),
-    "xfs": ("inode", "net", "iomap", "direct", "xfs"),
+    "xfs": ("inode", "net", "iomap", "direct", "xfs", "exchange"),
     "btrfs": ("inode", "net", "iomap", "direct", "btrfs"),
     "tmpfs": ("inode", "tmpfs", "results", "requests", "faults"),
 }
 """The families of hooks (files in ebpf/) that each type of filesystem needs."""
 
-OLD_KERNELS: dict[str, tuple[str, ...]] = {"ext4": ("setattr",), "xfs": ("setattr",)}
-"""Families that stand in where a change of ctime passes no tracepoint (before Linux 6.13)."""
+NEWER: dict[str, tuple[str, ...]] = {
+    "ctime_ns_xchg": ("inode",),  # 6.13
+    "iomap_dio_complete": ("iomap", "direct"),  # 6.5
+    "xfs_exchrange_before": ("exchange",),  # 6.10, together with what it tells
+}
+"""Tracepoints that came late, and the families that are nothing without them."""
 
-# Two programs share this tracepoint (ebpf/direct.c), so that one that the kernel skips loses nothing.
-_TWICE = "iomap_dio_complete"
+STAND_INS: dict[str, dict[str, tuple[str, ...]]] = {
+    "ctime_ns_xchg": {"ext4": ("ext4_inode",), "xfs": ("xfs_inode",), "btrfs": ()},
+    "iomap_dio_complete": {"ext4": ("freed",), "xfs": ("freed",), "btrfs": ("freed",)},
+    "xfs_exchrange_before": {"xfs": ()},
+}
+"""What takes their place, by the tracepoint that is missing and the type of filesystem; where nothing can, no entry."""
+
+MODIFY = "fanotify FAN_MODIFY"
+"""The mechanism in `coverage()` that tells of attributes where no hook does: who listens to names must ask for it."""
+
+# What the kernel skips of these loses nothing: two programs share the one (ebpf/direct.c), of the other only what comes
+# in interrupts is skipped, and matters to nobody (ebpf/freed.c).
+_SKIPPABLE = frozenset({"iomap_dio_complete", "kfree"})
+
+DIRECT_END = "iomap_dio_complete"
+"""The function in which direct writes end."""
 
 # enum rsyncfs_type of ebpf/maps.h
 _TYPES = {"ext4": 1, "xfs": 2, "btrfs": 3, "tmpfs": 4}
@@ -51,11 +70,20 @@ def families_of(fstype: str) -> tuple[str, ...]:
         ) from None
 
 
-def _families(fstype: str, types: Btf) -> tuple[str, ...]:
+def families_on(fstype: str, types: Btf) -> tuple[str, ...]:
+    """The families for a filesystem type on the kernel that `types` describes."""
     families = families_of(fstype)
-    if types.tracepoint("ctime_ns_xchg") is None:
-        families += OLD_KERNELS.get(fstype, ())
+    for tracepoint, instead in STAND_INS.items():
+        if fstype in instead and types.tracepoint(tracepoint) is None:
+            families = tuple(family for family in families if family not in NEWER[tracepoint]) + instead[fstype]
     return families
+
+
+def attributes_by_modify(fstype: str, types: Btf) -> list[Coverage]:
+    """FAN_MODIFY, if no hook tells of the attributes that other fanotify events are silent about; else empty."""
+    if types.tracepoint("ctime_ns_xchg") is not None or STAND_INS["ctime_ns_xchg"].get(fstype):
+        return []
+    return [Coverage("inode", MODIFY, covered=True)]
 
 
 class TracepointSensor:
@@ -76,6 +104,7 @@ class TracepointSensor:
         self._cache = cache
         self._program: Program | None = None
         self._misses_at: int | None = None
+        self._besides: list[Coverage] = []
         self._ring: Ring | None = None
 
     def attach(self, source: Watched) -> None:
@@ -84,8 +113,11 @@ class TracepointSensor:
         families_of(source.fstype)
         types = kernel_types((source.fstype, "iomap"))
         self._misses_at = recursion_member(types)
+        self._besides = attributes_by_modify(source.fstype, types)
+        families = families_on(source.fstype, types)
+        direct_end = code_of(DIRECT_END) if "freed" in families else None
         self._program = Program(
-            _families(source.fstype, types),
+            families,
             {
                 "RSYNCFS_RING_PAGES": self._ring_bytes // os.sysconf("SC_PAGE_SIZE"),
                 "RSYNCFS_LOST_INODES": self._lost_inodes,
@@ -100,6 +132,9 @@ class TracepointSensor:
                     f"none of the {source.fstype} tracepoints can be used: {'; '.join(reasons)}; use another kernel"
                 )
             self._ring = Ring(self._program.map_descriptor("events"), self._ring_bytes)
+            if direct_end is not None:
+                table = self._program.table("direct_end")
+                table[table.Key(0)] = table.Leaf(*direct_end)
             self._watch(source)
         except BaseException:
             self.close()
@@ -144,7 +179,7 @@ class TracepointSensor:
             "recursion": sum(
                 recursion_misses(descriptor, self._misses_at)
                 for hook, descriptor in program.programs()
-                if hook.tracepoint != _TWICE
+                if hook.tracepoint not in _SKIPPABLE
             ),
         }
 
@@ -161,14 +196,16 @@ class TracepointSensor:
         return found
 
     def coverage(self) -> list[Coverage]:
-        """Every hook of the families in use."""
+        """Every hook of the families in use, and FAN_MODIFY (`MODIFY`) where attributes need it."""
         program = self._attached()
-        return [
-            Coverage(hook.family, f"raw tracepoint {hook.tracepoint}", covered=True) for hook in program.attached
-        ] + [
-            Coverage(item.hook.family, f"raw tracepoint {item.hook.tracepoint}", covered=False, reason=item.reason)
-            for item in program.excluded
-        ]
+        return (
+            [Coverage(hook.family, f"raw tracepoint {hook.tracepoint}", covered=True) for hook in program.attached]
+            + [
+                Coverage(item.hook.family, f"raw tracepoint {item.hook.tracepoint}", covered=False, reason=item.reason)
+                for item in program.excluded
+            ]
+            + self._besides
+        )
 
     def close(self) -> None:
         """Detach and free everything."""
