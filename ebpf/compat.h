@@ -60,12 +60,17 @@
 #define RSYNCFS_PF_LOCAL_THROTTLE 0x00100000
 #define RSYNCFS_PF_KTHREAD 0x00200000
 #define RSYNCFS_TS_COMPAT 0x0002
-#define RSYNCFS_I_NEW ENUMERATOR(I_NEW, 1 << 3) /* macros before 6.11, other bits since */
-#define RSYNCFS_I_FREEING ENUMERATOR(I_FREEING, 1 << 5)
+/* 6.12 gave them other bits (86aa46a86f9c) and made i_state an unsigned int; enumerators came later */
+#define RSYNCFS_I_NEW ENUMERATOR(I_NEW, sizeof(RSYNCFS_TYPE_inode__i_state) == 8 ? 1 << 3 : 1 << 0)
+#define RSYNCFS_I_FREEING ENUMERATOR(I_FREEING, sizeof(RSYNCFS_TYPE_inode__i_state) == 8 ? 1 << 5 : 1 << 7)
+#define RSYNCFS_EXTENT_LOCKED ENUMERATOR(EXTENT_LOCKED, 1 << 2) /* macros at first, other bits since 6.12 */
+#define RSYNCFS_EXTENT_DELALLOC ENUMERATOR(EXTENT_DELALLOC, 1 << 4)
+#define RSYNCFS_EXTENT_DEFRAG ENUMERATOR(EXTENT_DEFRAG, 1 << 5)
 #define RSYNCFS_IOMAP_WRITE (1 << 0)
 #define RSYNCFS_IOMAP_FAULT (1 << 3)
 #define RSYNCFS_IOMAP_DIRECT (1 << 4)
 #define RSYNCFS_IOMAP_UNSHARE (1 << 7)
+#define RSYNCFS_IOMAP_DIO_WRITE (1 << 30)
 #define RSYNCFS_EXT4_MOUNT_DATA_FLAGS 0x00C00
 #define RSYNCFS_EXT4_MOUNT_JOURNAL_DATA 0x00400
 #define RSYNCFS_EXT4_MOUNT_DELALLOC 0x8000000
@@ -104,6 +109,16 @@ static __always_inline u64 rsyncfs_folio_bytes(void *folio)
 #endif
 	}
 	return (u64)PAGE_SIZE << (order & 31);
+}
+
+/* The folio that a buffer belongs to: a single page before 6.4, where this is the same. */
+static __always_inline void *rsyncfs_buffer_folio(void *buffer)
+{
+#if HAS_FIELD(buffer_head, b_folio)
+	return FIELD(buffer_head, b_folio, buffer);
+#else
+	return FIELD(buffer_head, b_page, buffer);
+#endif
 }
 
 #endif

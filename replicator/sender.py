@@ -23,9 +23,10 @@ import numpy as np
 from replicator import __version__, syscalls
 from replicator.barrier import Barriers
 from replicator.capture.names import Names
-from replicator.capture.probe import LIMITS
+from replicator.capture.probe import limits
 from replicator.capture.select import select_sensor, sensor_name
 from replicator.capture.sensor import Sensor
+from replicator.capture.tracepoint import MODIFY
 from replicator.comparison import Comparison
 from replicator.config import SendOptions
 from replicator.errors import EnvironmentFault, RemoteError
@@ -89,9 +90,11 @@ class Sender:
         self.sensor.attach(self.source)
         defer(self.sensor.close)
         self.metrics.sensor.info({"sensor": sensor_name(self.sensor)})
-        for limit in LIMITS.get(self.source.fstype, ()):
+        coverage = self.sensor.coverage()
+        for limit in limits(self.source.fstype, coverage):
             log.warning("%s", limit)
-        names = None if self.sensor.tells_names else Names(self.source)
+        modify = any(item.mechanism == MODIFY for item in coverage)
+        names = None if self.sensor.tells_names else Names(self.source, modify=modify)
         if names is not None:
             defer(names.close)
         # Pages that were dirty before the hooks were attached stay silent until they are clean.

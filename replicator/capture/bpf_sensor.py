@@ -24,6 +24,7 @@ from replicator.capture.probes import Probes
 from replicator.capture.ring import Ring
 from replicator.capture.sensor import Coverage, Watched
 from replicator.capture.source import AnyHook, assemble
+from replicator.capture.symbols import DIRECT_END, code_of
 from replicator.errors import EnvironmentFault
 from replicator.model import FileId
 
@@ -34,6 +35,8 @@ _INODE_KEY: Final = struct.Struct("=QQII")  # struct rsyncfs_inode_key
 
 # Two programs share this tracepoint (ebpf/direct.c), so that one that the kernel skips loses nothing.
 _TWICE: Final = "iomap_dio_complete"
+# Of this one only what comes in interrupts is skipped, and that matters to nobody (ebpf/freed.c).
+_SKIPPABLE: Final = "kfree"
 
 RING_BYTES: Final = 16 * 1024 * 1024
 LOST_INODES: Final = 16384
@@ -62,6 +65,7 @@ class BpfSensor:
         self._probes: Probes | None = None
         self._calls: Calls | None = None
         self._counters: bpf.Counters | None = None
+        self._besides: list[Coverage] = []
 
     def _load(
         self,
@@ -90,6 +94,8 @@ class BpfSensor:
                 trampolines=trampolines,
                 probes=probes,
             )
+            if self._program.has_map("direct_end"):
+                self._program.map("direct_end").set(struct.pack("=I", 0), struct.pack("=QQ", *code_of(DIRECT_END)))
             if self._program.has_map("calls"):
                 self._calls = Calls(self._program.map("calls"))
             self._ring = Ring(self._program.map("events").descriptor, self._ring_bytes)
@@ -158,6 +164,8 @@ class BpfSensor:
         groups: dict[tuple[str, str], list[int]] = {}
         for number, item in enumerate(self._attached().loaded):
             hook = item.hook
+            if target(hook) == _SKIPPABLE:
+                continue
             skipped = self._counters.read(item.descriptor).skipped
             twice = isinstance(hook, FunctionHook) or hook.tracepoint == _TWICE
             key = (item.mechanism, target(hook)) if twice else (item.mechanism, str(number))
@@ -178,7 +186,7 @@ class BpfSensor:
         """Every hook of the families in use."""
         program = self._attached()
         assert self._counters is not None
-        found = []
+        found = list(self._besides)
         for item in program.loaded:
             if not item.spare:
                 verified = self._counters.read(item.descriptor).verified

@@ -75,8 +75,26 @@ class _Section:
 
     def offset_of(self, name: str) -> int:
         """Where in the strings a name is (each is there once); -1 if it is not."""
-        found = self.strings.find(b"\0" + name.encode() + b"\0")
+        ended = name.encode() + b"\0"
+        if self.strings.startswith(ended):  # a module's: vmlinux's begin with the empty one
+            return 0
+        found = self.strings.find(b"\0" + ended)
         return found + 1 if found >= 0 else -1
+
+    def enumerators(self) -> dict[int, int]:
+        """The value of each enumerator, by the offset of its name."""
+        found: dict[int, int] = {}
+        words = self.words
+        for position in self.positions:
+            info = words[position + 1]
+            kind, count = info >> 24 & 0x1F, info & 0xFFFF
+            if kind not in (_ENUM, _ENUM64):
+                continue
+            width = _EACH[kind]
+            for entry in range(position + 3, position + 3 + width * count, width):
+                value = words[entry + 1] | (words[entry + 2] << 32 if kind == _ENUM64 else 0)
+                found.setdefault(words[entry], value)
+        return found
 
 
 class Btf:
@@ -85,7 +103,7 @@ class Btf:
     def __init__(self, vmlinux: bytes) -> None:
         self._sections = [_Section(vmlinux, 1, 0)]
         self._ids: dict[tuple[int, str], int] = {}
-        self._enumerators: dict[int, int] = {}  # by the offset of the name
+        self._enumerators: dict[int, dict[int, int]] = {}  # by the section's number
         self._index(self._sections[0])
 
     @classmethod
@@ -129,20 +147,17 @@ class Btf:
         return arguments[1:]  # the first is the probe's private data
 
     def enumerator(self, name: str) -> int | None:
-        """The value of an enumerator of vmlinux, as a number without sign. None if there is none."""
-        section = self._sections[0]
-        if not self._enumerators:
-            words = section.words
-            for position in section.positions:
-                info = words[position + 1]
-                kind, count = info >> 24 & 0x1F, info & 0xFFFF
-                if kind not in (_ENUM, _ENUM64):
-                    continue
-                width = _EACH[kind]
-                for entry in range(position + 3, position + 3 + width * count, width):
-                    value = words[entry + 1] | (words[entry + 2] << 32 if kind == _ENUM64 else 0)
-                    self._enumerators.setdefault(words[entry], value)
-        return self._enumerators.get(section.offset_of(name))
+        """The value of an enumerator of vmlinux or of an added module, without sign. None if there is none."""
+        base = self._sections[0]
+        for number, section in enumerate(self._sections):
+            values = self._enumerators.get(number)
+            if values is None:
+                values = self._enumerators[number] = section.enumerators()
+            for owner in (section, base):
+                offset = owner.offset_of(name)
+                if offset >= 0 and (value := values.get(owner.first_string + offset)) is not None:
+                    return value
+        return None
 
     def function(self, name: str) -> Function | None:
         """A function of vmlinux or of an added module. None if there is none, or several different ones."""
@@ -239,9 +254,11 @@ class Btf:
         kind = self._kind(where, resolved)
         if kind == _PTR:
             return "void *"
+        section, position = self._at(where, resolved)
+        if kind == _STRUCT and section.words[position + 1] & 0xFFFF == 1:  # a number that C cannot mix with others
+            return self._ctype(where, section.words[position + 4])
         if kind not in (_INT, _ENUM, _ENUM64):
             return None
-        section, position = self._at(where, resolved)
         size = section.words[position + 2]
         if kind == _INT:
             signed = section.words[position + 3] >> 24 & 1

@@ -7,6 +7,7 @@ finding says what is so now, not what will be.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from replicator.capture.bpf import bpf_refusal, trampoline_refusal
 from replicator.capture.btf import Btf
 from replicator.capture.compile import kernel_types
 from replicator.capture.sensor import Coverage
-from replicator.capture.tracepoint import FAMILIES
+from replicator.capture.symbols import DIRECT_END, code_of
+from replicator.capture.tracepoint import FAMILIES, MODIFY, attributes_by_modify, families_on
 from replicator.errors import EnvironmentFault
 from replicator.resources import ebpf_directory, load_bcc
 
@@ -89,22 +91,40 @@ def examine() -> Offer:
 
 def support(fstype: str, types: Btf) -> Support:
     """What the kernel that `types` describes offers for a filesystem type of `FAMILIES`."""
-    coverage = []
-    for family in FAMILIES[fstype]:
+    coverage = attributes_by_modify(fstype, types)
+    for family in families_on(fstype, types):
         source = (ebpf_directory() / f"{family}.c").read_text()
         lacking = layout.missing(source, types)
         for hook in layout.hooks(source):
             reason = hook.objection(types) or (f"this kernel's types lack {', '.join(lacking)}" if lacking else "")
+            if family == "freed" and not reason:
+                reason = _hidden(DIRECT_END)
             coverage.append(Coverage(family, f"raw tracepoint {hook.tracepoint}", not reason, reason))
-    return Support(fstype, tuple(coverage), LIMITS.get(fstype, ()))
+    return Support(fstype, tuple(coverage), limits(fstype, coverage))
 
 
-LIMITS: dict[str, tuple[str, ...]] = {
-    "tmpfs": (
+def _hidden(function: str) -> str:
+    try:
+        code_of(function)
+    except EnvironmentFault as fault:
+        return str(fault)
+    return ""
+
+
+def limits(fstype: str, coverage: Sequence[Coverage]) -> tuple[str, ...]:
+    """What remains invisible with this coverage, one sentence each."""
+    if fstype != "tmpfs":
+        return ()
+    found = [
         "stores through a shared mapping are invisible on tmpfs once a page is mapped: files that are written through "
-        "mmap there are not followed",
-    ),
-}
+        "mmap there are not followed"
+    ]
+    if any(item.mechanism == MODIFY for item in coverage):
+        found.append(
+            "this kernel does not tell how short a file on tmpfs was cut, nor of writes there that are no system call's"
+            " own (io_uring, loop devices): use Linux 6.13 or newer, or another filesystem"
+        )
+    return tuple(found)
 
 
 def _finding(name: str, available: bool, required: bool, good: str, bad: str) -> Finding:

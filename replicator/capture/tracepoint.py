@@ -9,19 +9,33 @@ from __future__ import annotations
 from replicator.capture.bpf_sensor import BpfSensor
 from replicator.capture.btf import Btf
 from replicator.capture.compile import kernel_types
-from replicator.capture.sensor import Watched
+from replicator.capture.sensor import Coverage, Watched
 from replicator.errors import EnvironmentFault
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "ext4": ("inode", "net", "iomap", "direct", "ext4"),
-    "xfs": ("inode", "net", "iomap", "direct", "xfs"),
+    "xfs": ("inode", "net", "iomap", "direct", "xfs", "exchange"),
     "btrfs": ("inode", "net", "iomap", "direct", "btrfs"),
     "tmpfs": ("inode", "tmpfs", "results", "requests", "faults"),
 }
 """The families of hooks (files in ebpf/) that each type of filesystem needs."""
 
-OLD_KERNELS: dict[str, tuple[str, ...]] = {"ext4": ("setattr",), "xfs": ("setattr",)}
-"""Families that stand in where a change of ctime passes no tracepoint (before Linux 6.13)."""
+NEWER: dict[str, tuple[str, ...]] = {
+    "ctime_ns_xchg": ("inode",),  # 6.13
+    "iomap_dio_complete": ("iomap", "direct"),  # 6.5
+    "xfs_exchrange_before": ("exchange",),  # 6.10, together with what it tells
+}
+"""Tracepoints that came late, and the families that are nothing without them."""
+
+STAND_INS: dict[str, dict[str, tuple[str, ...]]] = {
+    "ctime_ns_xchg": {"ext4": ("ext4_inode",), "xfs": ("xfs_inode",), "btrfs": ()},
+    "iomap_dio_complete": {"ext4": ("freed",), "xfs": ("freed",), "btrfs": ("freed",)},
+    "xfs_exchrange_before": {"xfs": ()},
+}
+"""What takes their place, by the tracepoint that is missing and the type of filesystem; where nothing can, no entry."""
+
+MODIFY = "fanotify FAN_MODIFY"
+"""The mechanism in `coverage()` that tells of attributes where no hook does: who listens to names must ask for it."""
 
 
 def families_of(fstype: str) -> tuple[str, ...]:
@@ -34,10 +48,20 @@ def families_of(fstype: str) -> tuple[str, ...]:
         ) from None
 
 
-def families(fstype: str, types: Btf) -> tuple[str, ...]:
-    """`families_of`, and those that this kernel needs in place of what it lacks."""
-    stand_ins = OLD_KERNELS.get(fstype, ()) if types.tracepoint("ctime_ns_xchg") is None else ()
-    return families_of(fstype) + stand_ins
+def families_on(fstype: str, types: Btf) -> tuple[str, ...]:
+    """The families for a filesystem type on the kernel that `types` describes."""
+    families = families_of(fstype)
+    for tracepoint, instead in STAND_INS.items():
+        if fstype in instead and types.tracepoint(tracepoint) is None:
+            families = tuple(family for family in families if family not in NEWER[tracepoint]) + instead[fstype]
+    return families
+
+
+def attributes_by_modify(fstype: str, types: Btf) -> list[Coverage]:
+    """FAN_MODIFY, if no hook tells of the attributes that other fanotify events are silent about; else empty."""
+    if types.tracepoint("ctime_ns_xchg") is not None or STAND_INS["ctime_ns_xchg"].get(fstype):
+        return []
+    return [Coverage("inode", MODIFY, covered=True)]
 
 
 class TracepointSensor(BpfSensor):
@@ -47,7 +71,8 @@ class TracepointSensor(BpfSensor):
         """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
         families_of(source.fstype)
         types = kernel_types((source.fstype, "iomap"))
-        self._load(source, families(source.fstype, types), types)
+        self._besides = attributes_by_modify(source.fstype, types)
+        self._load(source, families_on(source.fstype, types), types)
         program = self._attached()
         if not any(hook.family == source.fstype for hook in program.attached):
             reasons = sorted({item.reason for item in program.excluded})

@@ -17,7 +17,7 @@ from replicator.capture.btf import Btf
 from replicator.capture.compile import kernel_types
 from replicator.capture.layout import FunctionHook
 from replicator.capture.probes import Probes, probes_refusal
-from replicator.capture.sensor import Watched
+from replicator.capture.sensor import Coverage, Watched
 from replicator.capture.source import probes_supported
 from replicator.errors import EnvironmentFault, UsageError
 
@@ -96,7 +96,7 @@ class VfsSensor(BpfSensor):
         if lacking:
             # what a function does not tell, the filesystem's own tracepoints do
             self.close()
-            others = [one for one in tracepoint.families(source.fstype, types) if one not in families]
+            others = [one for one in tracepoint.families_on(source.fstype, types) if one not in families]
             self._hook(source, (*families, *others), types, offered)
         if not self._told_bytes(source.fstype):
             reasons = sorted({item.reason for item in self._attached().excluded})
@@ -104,7 +104,9 @@ class VfsSensor(BpfSensor):
             raise EnvironmentFault(
                 f"writes to {source.fstype} cannot be seen: {'; '.join(reasons)}; use another kernel"
             )
-        self.tells_names = not self._lacking(NAMES) and not self._lacking(("vfs_size",))
+        self.tells_names = not self._lacking((*NAMES, "vfs_size"))
+        if not self.tells_names:
+            self._besides = [Coverage("vfs_names", tracepoint.MODIFY, covered=True)]
         self._watch(source)
 
     def _hook(self, source: Watched, families: tuple[str, ...], types: Btf, offered: Mechanisms) -> None:

@@ -7,7 +7,7 @@ import pytest
 from replicator.capture import layout, vfs
 from replicator.capture.btf import Btf
 from replicator.capture.layout import Access, FunctionHook, Hook
-from replicator.capture.tracepoint import FAMILIES, OLD_KERNELS
+from replicator.capture.tracepoint import FAMILIES, STAND_INS
 from replicator.resources import ebpf_directory
 from tests.unit.capture.made_btf import kernel
 
@@ -78,7 +78,8 @@ def test_a_hook_that_would_be_overlooked_is_an_error(source: str) -> None:
 
 
 def test_every_hook_of_the_sources_bears_its_file_as_family() -> None:
-    families = {family for several in [*FAMILIES.values(), *OLD_KERNELS.values(), vfs.FAMILIES] for family in several}
+    stand_ins = [several for instead in STAND_INS.values() for several in instead.values()]
+    families = {family for several in [*FAMILIES.values(), *stand_ins, vfs.FAMILIES] for family in several}
     assert {path.stem for path in ebpf_directory().glob("*.c")} == families
     for family in families:
         text = (ebpf_directory() / f"{family}.c").read_text()
