@@ -12,7 +12,7 @@ import os
 
 from replicator.capture.btf import Btf
 
-_MAP_CREATE, _PROG_LOAD, _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 0, 5, 15, 17
+_MAP_CREATE, _MAP_LOOKUP, _PROG_LOAD, _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 0, 1, 5, 15, 17
 _MAP_TYPE_RINGBUF, _PROG_TYPE_TRACING, _TRACE_FEXIT = 27, 26, 25
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 # mov r0, 0; exit
@@ -39,6 +39,18 @@ def bpf(command: int, attributes: ctypes.Array[ctypes.c_uint64]) -> int:
 
 def _attributes(*words: int) -> ctypes.Array[ctypes.c_uint64]:
     return (ctypes.c_uint64 * 16)(*words)
+
+
+def lookup(descriptor: int, key: bytes, size: int) -> bytes | None:
+    """The `size` bytes of a key's value in a map; None if it is not there."""
+    value = ctypes.create_string_buffer(size)
+    held = ctypes.create_string_buffer(key, len(key))
+    try:
+        # map_fd; key; value
+        bpf(_MAP_LOOKUP, _attributes(descriptor, ctypes.addressof(held), ctypes.addressof(value)))
+    except FileNotFoundError:
+        return None
+    return value.raw
 
 
 def bpf_refusal() -> str | None:

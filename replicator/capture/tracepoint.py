@@ -7,10 +7,12 @@ trampolines. A hook that this kernel lacks is reported in `coverage()` and does 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-from replicator.capture.bpf import recursion_member, recursion_misses
+from replicator.capture.bpf import lookup, recursion_member, recursion_misses
 from replicator.capture.btf import Btf
+from replicator.capture.commands import SIZE, Command
 from replicator.capture.compile import Program, kernel_types
 from replicator.capture.event import Events
 from replicator.capture.headers import CACHE
@@ -62,11 +64,17 @@ class TracepointSensor:
     """A `Sensor` over raw tracepoints.
 
     `ring_bytes` is the ring's size (a power of two, at least a page), `lost_inodes` how many inodes can be remembered
-    by name when it overflows.
+    by name when it overflows; `commands`: keep the names of processes, too.
     """
 
     def __init__(
-        self, ring_bytes: int = RING_BYTES, lost_inodes: int = LOST_INODES, index: int = 0, cache: Path = CACHE
+        self,
+        ring_bytes: int = RING_BYTES,
+        lost_inodes: int = LOST_INODES,
+        index: int = 0,
+        cache: Path = CACHE,
+        *,
+        commands: bool = False,
     ) -> None:
         if ring_bytes < os.sysconf("SC_PAGE_SIZE") or ring_bytes & (ring_bytes - 1):
             raise ValueError("the ring's size must be a power of two and at least a page")
@@ -74,6 +82,7 @@ class TracepointSensor:
         self._lost_inodes = lost_inodes
         self._index = index
         self._cache = cache
+        self._commands = commands
         self._program: Program | None = None
         self._misses_at: int | None = None
         self._ring: Ring | None = None
@@ -84,15 +93,13 @@ class TracepointSensor:
         families_of(source.fstype)
         types = kernel_types((source.fstype, "iomap"))
         self._misses_at = recursion_member(types)
-        self._program = Program(
-            _families(source.fstype, types),
-            {
-                "RSYNCFS_RING_PAGES": self._ring_bytes // os.sysconf("SC_PAGE_SIZE"),
-                "RSYNCFS_LOST_INODES": self._lost_inodes,
-            },
-            types,
-            self._cache,
-        )
+        defines = {
+            "RSYNCFS_RING_PAGES": self._ring_bytes // os.sysconf("SC_PAGE_SIZE"),
+            "RSYNCFS_LOST_INODES": self._lost_inodes,
+        }
+        if self._commands:
+            defines["RSYNCFS_COMMANDS"] = 1
+        self._program = Program(_families(source.fstype, types), defines, types, self._cache)
         try:
             if not any(hook.family == source.fstype for hook in self._program.attached):
                 reasons = sorted({item.reason for item in self._program.excluded})
@@ -159,6 +166,13 @@ class TracepointSensor:
                 continue
             found.append(FileId(key.fs, key.root, key.ino, key.gen))
         return found
+
+    def command(self, pid: int) -> Command | None:
+        """See `Sensor.command`."""
+        if not self._commands:
+            return None
+        value = lookup(self._attached().map_descriptor("commands"), pid.to_bytes(4, sys.byteorder), SIZE)
+        return None if value is None else Command.parse(value)
 
     def coverage(self) -> list[Coverage]:
         """Every hook of the families in use."""
