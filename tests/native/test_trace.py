@@ -83,7 +83,9 @@ def test_a_container_is_shown_with_its_path_and_its_short_name(tree: Path, scrat
         with Trace(tree, scratch) as trace:
             id = group.id
             pid = group.call("dd", "if=/dev/zero", f"of={tree}/inside", "bs=100", "count=3", "status=none")
-            written = [record for record in trace.see("inside") and trace.records("inside") if record["length"]]
+            trace.see("inside")
+            trace.catch_up()
+        written = [record for record in trace.records("inside") if record["kind"] == "write"]
         assert {(record["process"], record["pid"]) for record in written} == {("dd", pid)}
         assert {(record["cgroup"], record["container"]) for record in written} == {(id, CONTAINER)}
         with Trace(tree, scratch, []) as trace:
