@@ -70,7 +70,8 @@ class Intake:
             for kind, amount in enumerate(np.bincount(records["kind"]).tolist()):
                 if amount:
                     self._metrics.events.add(_KINDS.get(kind, "whole"), amount)
-            merge(records, self._outbox.table, self._outbox.index.is_member, self._outbox.outsiders)
+            outbox = self._outbox
+            merge(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
             self._sensor.advance()
 
     def check_losses(self) -> None:

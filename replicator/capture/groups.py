@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,5 +48,10 @@ def group(records: Events, fields: Sequence[str]) -> Groups:
     if not columns:
         return Groups(np.arange(len(records)), np.array([0, len(records)]))
     order = np.lexsort(columns)
-    edges = reduce(np.logical_or, (np.diff(column[order]) != 0 for column in columns))
-    return Groups(order, np.concatenate(([0], np.flatnonzero(edges) + 1, [len(records)])))
+    return Groups(order, edges([column[order] for column in columns]))
+
+
+def edges(columns: Sequence[npt.NDArray[np.integer[Any]]]) -> Numbers:
+    """Where rows begin that differ from the one before in some column; at last how many rows there are."""
+    changes = reduce(np.logical_or, (column[1:] != column[:-1] for column in columns))
+    return np.concatenate(([0], np.flatnonzero(changes) + 1, [len(columns[0])]))

@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.support.filesystems import run, unmount
 
@@ -33,10 +34,10 @@ class Cgroup:
             assert process.wait(60) == 0
             return process.pid
 
-    def start(self, command: Sequence[str | os.PathLike[str]]) -> subprocess.Popen[bytes]:
-        """Start a command in it: a shell joins, and becomes the command."""
+    def start(self, command: Sequence[str | os.PathLike[str]], **streams: Any) -> subprocess.Popen[bytes]:
+        """Start a command in it: a shell joins, and becomes the command. `streams` as Popen has them."""
         script = 'echo $$ > "$0"/cgroup.procs; exec "$@"'
-        return subprocess.Popen(["sh", "-euc", script, self.path, *command])
+        return subprocess.Popen(["sh", "-euc", script, self.path, *command], **streams)
 
 
 @contextlib.contextmanager
