@@ -28,6 +28,27 @@ static __always_inline void rsyncfs_emit_lost(const struct rsyncfs_subject *subj
 	rsyncfs_count_loss(RSYNCFS_RING_FULL);
 }
 
+/* The first thread's name is the process's; those that io_uring makes have their own. */
+static __always_inline void rsyncfs_note_command(void)
+{
+#ifdef RSYNCFS_COMMANDS
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+	void *leader = FIELD(task_struct, group_leader, (void *)bpf_get_current_task());
+	struct rsyncfs_command *known = commands.lookup(&pid);
+	struct rsyncfs_command now = {};
+
+	bpf_probe_read_kernel(now.name, sizeof(now.name), ADDRESS(task_struct, comm, leader));
+	if (known) {
+		if (known->name[0] == now.name[0] && known->name[1] == now.name[1])
+			return;
+		now.before[0] = known->name[0];
+		now.before[1] = known->name[1];
+	}
+	now.since = bpf_ktime_get_ns();
+	commands.update(&pid, &now);
+#endif
+}
+
 static __always_inline void rsyncfs_fill(struct rsyncfs_event *event, const struct rsyncfs_subject *subject, u8 kind,
 					 u16 flags, u64 off, u64 len)
 {
@@ -48,8 +69,10 @@ static __always_inline void rsyncfs_fill(struct rsyncfs_event *event, const stru
 /* `flags` are RSYNCFS_F_HOLES and RSYNCFS_F_BEFORE; RSYNCFS_F_MAPPED comes with the subject. */
 static __always_inline void rsyncfs_emit(const struct rsyncfs_subject *subject, u8 kind, u16 flags, u64 off, u64 len)
 {
-	struct rsyncfs_event *event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
+	struct rsyncfs_event *event;
 
+	rsyncfs_note_command();
+	event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
 	if (!event) {
 		rsyncfs_emit_lost(subject);
 		return;

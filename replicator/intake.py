@@ -11,20 +11,17 @@ import time
 
 import numpy as np
 
-from replicator.capture.event import EventFlag, EventKind, Events
-from replicator.capture.names import InodeLook, Names, Overflow, SlotLook
+from replicator.capture.event import EventKind
+from replicator.capture.looks import parted
+from replicator.capture.names import InodeLook, ListLook, Look, MovedLook, Names, SlotLook
 from replicator.capture.sensor import NAMELESS_LOSSES, Sensor
 from replicator.dirty.merge import merge
-from replicator.model import FileId, Slot
 from replicator.observe.metrics import SenderMetrics
 from replicator.source.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
 _KINDS = {int(kind): kind.name.lower() for kind in EventKind}
-
-
-_NAME, _MOVED = int(EventKind.NAME), int(EventFlag.MOVED)
 
 
 class Intake:
@@ -42,20 +39,29 @@ class Intake:
         if self._names is None:
             return
         looks = self._names.drain_queued()
-        inodes = 0
         for look in looks:
-            if isinstance(look, SlotLook):
-                if self._outbox.index.is_member(look.slot.parent):
-                    self._outbox.resolver.look(look.slot, now)
-            elif isinstance(look, InodeLook):
-                inodes += 1
-                if self._outbox.index.is_member(look.id):
-                    self._outbox.table.mark(look.id, now)
-            elif isinstance(look, Overflow):
-                self._names_lost(now)
+            self._look(look, now)
         if looks:
+            inodes = sum(isinstance(look, InodeLook) for look in looks)
             self._metrics.events.add("inode", inodes)
             self._metrics.events.add("name", len(looks) - inodes)
+
+    def _look(self, look: Look, since: int) -> None:
+        index, resolver = self._outbox.index, self._outbox.resolver
+        if isinstance(look, SlotLook):
+            if index.is_member(look.slot.parent):
+                resolver.look(look.slot, since)
+        elif isinstance(look, InodeLook):
+            if index.is_member(look.id):
+                self._outbox.table.mark(look.id, since)
+        elif isinstance(look, MovedLook):
+            for slot in index.slots_of(look.id):
+                resolver.look(slot, since)
+        elif isinstance(look, ListLook):
+            if index.is_member(look.id):
+                resolver.list(look.id, since)
+        else:
+            self._names_lost(since)
 
     def _names_lost(self, now: int) -> None:
         """Names or attributes changed and the kernel could not say where: look at all of them again."""
@@ -80,31 +86,12 @@ class Intake:
             for kind, amount in enumerate(np.bincount(records["kind"]).tolist()):
                 if amount:
                     self._metrics.events.add(_KINDS.get(kind, "whole"), amount)
-            if self._sensor.tells_names:
-                names = self._sensor.names()
-                if names:
-                    named = records["kind"] == _NAME
-                    self._take_named(records[named], names)
-                    records = records[~named]
-            merge(records, self._outbox.table, self._outbox.index.is_member, self._outbox.outsiders)
+            records, looks = parted(records, self._sensor.names())
+            for since, look in looks:
+                self._look(look, since)
+            outbox = self._outbox
+            merge(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
             self._sensor.advance()
-
-    def _take_named(self, records: Events, names: list[bytes]) -> None:
-        """Look at each name, and at those that a moved inode had before."""
-        index, resolver = self._outbox.index, self._outbox.resolver
-        for record, name in zip(records.tolist(), names, strict=True):
-            ts, ino, off, length, root, _, gen, _, _, fs, flags, _ = record
-            parent = FileId(fs, root, ino, gen)
-            if flags & _MOVED:
-                for slot in index.slots_of(FileId(fs, root, off, length & 0xFFFFFFFF)):
-                    resolver.look(slot, ts)
-            if not index.is_member(parent):
-                continue
-            self._outbox.table.mark(parent, ts)
-            if name:
-                resolver.look(Slot(parent, name), ts)
-            else:
-                resolver.list(parent, ts)
 
     def check_losses(self) -> None:
         """Widen what is owed by whatever the kernel could not hand over."""

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from replicator import __version__, syscalls
+from replicator.attribution.cgroups import Cgroups
+from replicator.attribution.processes import command_of
 from replicator.barrier import Barriers
 from replicator.capture.names import Names
 from replicator.capture.probe import limits
@@ -29,6 +31,7 @@ from replicator.capture.sensor import Sensor
 from replicator.capture.tracepoint import MODIFY
 from replicator.comparison import Comparison
 from replicator.config import SendOptions
+from replicator.dirty.writers import Writers
 from replicator.errors import EnvironmentFault, RemoteError
 from replicator.host import ancestors, boot_id
 from replicator.intake import Intake
@@ -99,7 +102,9 @@ class Sender:
             defer(names.close)
         # Pages that were dirty before the hooks were attached stay silent until they are clean.
         syscalls.syncfs(self.source.read_fd)
-        self.outbox = Outbox(self.source.id, exclude)
+        cgroups = Cgroups()
+        defer(cgroups.close)
+        self.outbox = Outbox(self.source.id, exclude, writers=Writers(command_of, cgroups.path))
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
         self.intake = Intake(self.sensor, names, self.outbox, self.metrics)
         self.comparison = Comparison(self.outbox, self.ask, self._barrier)

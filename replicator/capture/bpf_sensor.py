@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from typing import Final
 from replicator.capture import bpf
 from replicator.capture.btf import Btf
 from replicator.capture.calls import Calls
+from replicator.capture.commands import Command
 from replicator.capture.compile import compiled
 from replicator.capture.event import Events
 from replicator.capture.headers import CACHE
@@ -46,13 +48,19 @@ class BpfSensor:
     """A `Sensor` without `attach`, which says which families it takes.
 
     `ring_bytes` is the ring's size (a power of two, at least a page), `lost_inodes` how many inodes can be remembered
-    by name when it overflows.
+    by name when it overflows; `commands`: keep the names of processes, too.
     """
 
     tells_names = False
 
     def __init__(
-        self, ring_bytes: int = RING_BYTES, lost_inodes: int = LOST_INODES, index: int = 0, cache: Path = CACHE
+        self,
+        ring_bytes: int = RING_BYTES,
+        lost_inodes: int = LOST_INODES,
+        index: int = 0,
+        cache: Path = CACHE,
+        *,
+        commands: bool = False,
     ) -> None:
         if ring_bytes < os.sysconf("SC_PAGE_SIZE") or ring_bytes & (ring_bytes - 1):
             raise ValueError("the ring's size must be a power of two and at least a page")
@@ -60,6 +68,7 @@ class BpfSensor:
         self._lost_inodes = lost_inodes
         self._index = index
         self._cache = cache
+        self._commands = commands
         self._program: Program | None = None
         self._ring: Ring | None = None
         self._probes: Probes | None = None
@@ -84,6 +93,8 @@ class BpfSensor:
             raise EnvironmentFault(refusal)
         self._counters = bpf.Counters(types)
         self._probes = probes
+        if self._commands:
+            defines = (*defines, "RSYNCFS_COMMANDS")
         assembly = assemble(families, source.fstype, types, defines)
         try:
             self._program = Program(
@@ -181,6 +192,13 @@ class BpfSensor:
                 root, ino, gen, fs = _INODE_KEY.unpack(key)
                 found.append(FileId(fs, root, ino, gen))
         return found
+
+    def command(self, pid: int) -> Command | None:
+        """See `Sensor.command`."""
+        if not self._commands:
+            return None
+        value = self._attached().map("commands").get(pid.to_bytes(4, sys.byteorder))
+        return None if value is None else Command.parse(value)
 
     def coverage(self) -> list[Coverage]:
         """Every hook of the families in use."""

@@ -51,11 +51,23 @@ class InodeLook(NamedTuple):
     id: FileId
 
 
+class MovedLook(NamedTuple):
+    """Look at every name that this inode is known to have: it has another now."""
+
+    id: FileId
+
+
+class ListLook(NamedTuple):
+    """Look at every name in this directory."""
+
+    id: FileId
+
+
 class Overflow(NamedTuple):
     """The kernel dropped events, or sent what cannot be read: look at every directory."""
 
 
-Look = SlotLook | InodeLook | Overflow
+Look = SlotLook | InodeLook | MovedLook | ListLook | Overflow
 
 
 class Batch(NamedTuple):

@@ -18,8 +18,11 @@ def sensor_name(sensor: Sensor) -> str:
     return type(sensor).__name__.removesuffix("Sensor").lower()
 
 
-def select_sensor(wanted: str, fstype: str) -> Sensor:
-    """A sensor, not attached yet. UsageError for an unknown name, EnvironmentFault for one that is not to be had."""
+def select_sensor(wanted: str, fstype: str, *, commands: bool = False) -> Sensor:
+    """A sensor, not attached yet. UsageError for an unknown name, EnvironmentFault for one that is not to be had.
+
+    `commands`: it keeps the names of processes, which costs each write a little.
+    """
     if wanted not in SENSORS:
         raise UsageError(f"there is no sensor {wanted!r}: use one of {', '.join(SENSORS)}")
     refusal = bpf_refusal()
@@ -28,6 +31,6 @@ def select_sensor(wanted: str, fstype: str) -> Sensor:
     types = kernel_types()
     if wanted == "vfs" or (wanted == "auto" and vfs.mechanisms(types).usable):
         vfs.families_of(fstype, types)
-        return VfsSensor()
+        return VfsSensor(commands=commands)
     tracepoint.families_of(fstype)
-    return TracepointSensor()
+    return TracepointSensor(commands=commands)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from replicator.capture.commands import Command
 from replicator.capture.event import Events
 from replicator.model import FileId
 
@@ -82,6 +83,9 @@ class Sensor(Protocol):
 
     def lost_inodes(self) -> list[FileId]:
         """Inodes whose records were lost since the last call: dirty as a whole."""
+
+    def command(self, pid: int) -> Command | None:
+        """What the process of recent records is, or was, called; None if that is not known, or not kept."""
 
     def coverage(self) -> list[Coverage]:
         """Every hook of the families in use, whether it is attached or why not."""

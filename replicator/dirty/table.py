@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from replicator.dirty.generations import Generations
 from replicator.dirty.ranges import RangeSet
+from replicator.dirty.writers import Share
 from replicator.model import END_OF_FILE, FileId
 
 
@@ -46,6 +47,8 @@ class Owed:
     """Ranges may have become holes."""
     beyond: int = 0
     """How often a read found ranges beyond the end of the file."""
+    share: Share = field(default_factory=Share)
+    """Who changed it, as far as that is known."""
 
     def absorb(self, other: Owed) -> None:
         """Unite with another of the same inode; neither's token is touched."""
@@ -62,6 +65,7 @@ class Owed:
         self.whole = self.whole or other.whole
         self.mapped |= other.mapped
         self.holes |= other.holes
+        self.share.update(other.share)
 
     def lower(self, size: int) -> None:
         """The file had this size at some moment."""
@@ -145,6 +149,7 @@ class DirtyTable:
             del self._entries[owed.id]
             owed.generation = self.generations.merge(owed.generation, entry.generation)
             owed.since = min(owed.since, entry.since)
+            owed.share.update(entry.share)
 
     def drop(self, id: FileId) -> None:
         """Owe nothing for `id` any more: it is gone, or outside the tree."""
