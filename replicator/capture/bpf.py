@@ -232,18 +232,6 @@ def module_types(module: str) -> int:
 # ---------------------------------------------------------------------- may it be used at all
 
 
-def lookup(descriptor: int, key: bytes, size: int) -> bytes | None:
-    """The `size` bytes of a key's value in a map; None if it is not there."""
-    value = ctypes.create_string_buffer(size)
-    held = ctypes.create_string_buffer(key, len(key))
-    try:
-        # map_fd; key; value
-        bpf(_MAP_LOOKUP, _attributes(descriptor, ctypes.addressof(held), ctypes.addressof(value)))
-    except FileNotFoundError:
-        return None
-    return value.raw
-
-
 def bpf_refusal() -> str | None:
     """Why this process may not use BPF, as one sentence with the cure; None if it may make a ring buffer map."""
     if os.geteuid() != 0:
