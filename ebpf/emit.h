@@ -69,16 +69,21 @@ static __always_inline void rsyncfs_fill(struct rsyncfs_event *event, const stru
 /* `flags` are RSYNCFS_F_HOLES and RSYNCFS_F_BEFORE; RSYNCFS_F_MAPPED comes with the subject. */
 static __always_inline void rsyncfs_emit(const struct rsyncfs_subject *subject, u8 kind, u16 flags, u64 off, u64 len)
 {
+	struct rsyncfs_repeat repeat = {};
 	struct rsyncfs_event *event;
 
+	if (kind == RSYNCFS_WRITE && !rsyncfs_repeat_begin(&repeat, subject, flags, off, len))
+		return;
 	rsyncfs_note_command();
 	event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
-	if (!event) {
+	if (event) {
+		rsyncfs_fill(event, subject, kind, flags, off, len);
+		event->epoch = repeat.epoch;
+		events.ringbuf_submit(event, 0);
+	} else {
 		rsyncfs_emit_lost(subject);
-		return;
 	}
-	rsyncfs_fill(event, subject, kind, flags, off, len);
-	events.ringbuf_submit(event, 0);
+	rsyncfs_repeat_end(&repeat, subject, off, len, event);
 }
 
 /*

@@ -34,7 +34,7 @@ struct rsyncfs_event {
 	__u8 kind;    /* enum rsyncfs_kind */
 	__u8 fs;      /* index of the filesystem, as given to the filter map */
 	__u16 flags;  /* RSYNCFS_F_* */
-	__u32 epoch;  /* the reader's epoch at submission; 0 while repeats are not suppressed */
+	__u32 epoch;  /* the low half of the reader's epoch, if repeats of this write are not told; else 0 */
 };
 
 #define RSYNCFS_SHORT_NAME 72 /* bytes behind the record, one stride */

@@ -93,6 +93,11 @@ class Intake:
             merge(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
             self._sensor.advance()
 
+    def fence(self) -> None:
+        """What the kernel side leaves untold from here on is told of by records that are not drained yet."""
+        self._outbox.fence = self._sensor.fence()
+        self._outbox.table.repeats = False
+
     def check_losses(self) -> None:
         """Widen what is owed by whatever the kernel could not hand over."""
         losses = self._sensor.losses()

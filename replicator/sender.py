@@ -107,6 +107,7 @@ class Sender:
         self.outbox = Outbox(self.source.id, exclude, writers=Writers(command_of, cgroups.path))
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
         self.intake = Intake(self.sensor, names, self.outbox, self.metrics)
+        self.intake.fence()
         self.comparison = Comparison(self.outbox, self.ask, self._barrier)
         self.barriers = Barriers(self.outbox.generations)
         self.view = SourceNamespace(self.source)

@@ -19,6 +19,7 @@ from replicator.capture.calls import Calls
 from replicator.capture.commands import Command
 from replicator.capture.compile import compiled
 from replicator.capture.event import Events
+from replicator.capture.fence import Fence
 from replicator.capture.headers import CACHE
 from replicator.capture.layout import FunctionHook, Hook
 from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Program
@@ -75,6 +76,7 @@ class BpfSensor:
         self._calls: Calls | None = None
         self._counters: bpf.Counters | None = None
         self._besides: list[Coverage] = []
+        self._fence: Fence | None = None
 
     def _load(
         self,
@@ -109,6 +111,7 @@ class BpfSensor:
                 self._program.map("direct_end").set(struct.pack("=I", 0), struct.pack("=QQ", *code_of(DIRECT_END)))
             if self._program.has_map("calls"):
                 self._calls = Calls(self._program.map("calls"))
+            self._fence = Fence(self._program.map("epoch"))
             self._ring = Ring(self._program.map("events").descriptor, self._ring_bytes)
         except BaseException:
             self.close()
@@ -143,6 +146,11 @@ class BpfSensor:
     def consumed(self) -> int:
         """See `Sensor.consumed`."""
         return self._mapped().consumed()
+
+    def fence(self) -> int:
+        """See `Sensor.fence`."""
+        assert self._fence is not None, "not attached"
+        return self._fence.advance()
 
     def losses(self) -> dict[str, int]:
         """Totals since attach.
@@ -217,6 +225,9 @@ class BpfSensor:
         if self._ring is not None:
             self._ring.close()
             self._ring = None
+        if self._fence is not None:
+            self._fence.close()
+            self._fence = None
         if self._program is not None:
             self._program.close()
             self._program = None

@@ -23,7 +23,7 @@ EVENT = np.dtype(
         ("kind", "u1"),  # EventKind
         ("fs", "u1"),
         ("flags", "<u2"),  # EventFlag
-        ("epoch", "<u4"),
+        ("epoch", "<u4"),  # of the reader (fence.py), if repeats of this write are not told; else 0
     ]
 )
 """One record, 64 bytes."""

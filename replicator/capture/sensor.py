@@ -78,6 +78,13 @@ class Sensor(Protocol):
     def consumed(self) -> int:
         """Ring position behind all records drained so far."""
 
+    def fence(self) -> int:
+        """Begin a new epoch; returns the low half of its number, never 0.
+
+        From the first call on, a write may be left untold if a record with the same epoch has told of the same place
+        (its `epoch` is not 0). What was left untold in earlier epochs shows in whatever is read after the call.
+        """
+
     def losses(self) -> dict[str, int]:
         """Totals by cause since attach. When one grew, `lost_inodes()` names the inodes; see `NAMELESS_LOSSES`."""
 

@@ -20,7 +20,7 @@ from replicator.capture.btf import Btf
 from replicator.errors import EnvironmentFault
 from replicator.resources import ebpf_directory
 
-HEADERS: Final = ("compat.h", "context.h", "event.h", "maps.h", "filter.h", "emit.h")
+HEADERS: Final = ("compat.h", "context.h", "event.h", "maps.h", "filter.h", "repeat.h", "emit.h")
 _FUNCTION_HEADERS: Final = ("vfs.h",)
 
 # Where a probe finds the arguments and the result, by processor type: members of struct pt_regs.

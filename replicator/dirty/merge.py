@@ -46,6 +46,8 @@ def merge(
 
     `outsiders` notes the others' mappings, `writers` all that changed something, also the others'.
     """
+    if np.any(records["epoch"]):
+        table.repeats = True
     if len(records) <= FEW:
         few = records.tolist()
         writers.begin(few[-1][0])
@@ -95,7 +97,7 @@ def _merge_one(
     outsiders: MappedOutsiders,
     writers: Writers,
 ) -> bool:
-    ts, ino, start, length, root, cgroup, gen, pid, kind, fs, flags, _ = record
+    ts, ino, start, length, root, cgroup, gen, pid, kind, fs, flags, epoch = record
     id = FileId(fs, root, ino, gen)
     writer = writers.of(pid, cgroup)
     written = length if kind in _SIZED and length < END_OF_FILE else 0
@@ -106,6 +108,7 @@ def _merge_one(
         return False
     owed = table.mark(id, ts, complete=True)
     owed.share.add(writer, written)
+    owed.repeated(epoch)
     owed.mapped |= bool(flags & _MAPPED) or kind == _FOLIO
     owed.holes |= bool(flags & _HOLES) or kind == _TAIL
     if kind == _WRITE and not flags & _BEFORE:
@@ -135,6 +138,9 @@ def _mark(owed: Owed, group: Events) -> None:
     flags = int(np.bitwise_or.reduce(group["flags"]))
     owed.mapped |= bool(flags & EventFlag.MAPPED)
     owed.holes |= bool(flags & EventFlag.HOLES)
+    if group["epoch"].any():
+        for epoch in np.unique(group["epoch"]).tolist():
+            owed.repeated(epoch)
     kinds = group["kind"]
     complete = (kinds == EventKind.WRITE) & (group["flags"] & EventFlag.BEFORE == 0)
     owed.written = max(owed.written, int(group["ts"][complete].max(initial=0)))

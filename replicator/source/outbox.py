@@ -59,6 +59,8 @@ class Outbox:
         self.inflight: deque[Epoch] = deque()
         self.checking = False
         """New members are offered to the receiver for comparison before their bytes are sent."""
+        self.fence = 0
+        """The kernel side's present epoch; 0 while that tells every write."""
         self.calming = False
         """Whether `next_reads` passed over something that will be ready in a moment."""
         self.unlisted: dict[FileId, Due] = {}
@@ -208,7 +210,7 @@ class Outbox:
         if owed.check and owed.touched:
             owed.check = False
             owed.mark_whole()
-        flush = self._reading[id] = Flush(owed, self._sizes.get(id), taken=self._clock())
+        flush = self._reading[id] = Flush(owed, self._sizes.get(id), taken=self._clock(), fence=self.fence)
         return flush
 
     def read_done(self, part: Part) -> None:
@@ -217,7 +219,9 @@ class Outbox:
             self.gone(part.flush)
         elif self.current(part.flush):
             flush, all_read = part.flush, not part.fact.partial
-            self.table.seen(flush.owed, part.waited, part.read, part.sent, flush.size, all_read=all_read)
+            self.table.seen(
+                flush.owed, part.waited, part.read, part.sent, flush.size, all_read=all_read, fence=flush.fence
+            )
             self._parts.append(part)
 
     def next_try(self, after: int) -> int | None:
