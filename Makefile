@@ -17,10 +17,11 @@ PYTEST_ARGS ?=
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 TEST_STAMP := build/.bootstrapped-test
+KERNELS_STAMP := build/.bootstrapped-kernels
 
 .PHONY: help
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: $(RUN_STAMP) ## distribution packages, .venv, and the command .venv/bin/rsyncfs
@@ -32,6 +33,11 @@ demo: $(RUN_STAMP) ## replicate a live directory over loopback for some seconds 
 .PHONY: test
 test: $(DEV_STAMP) $(TEST_STAMP) ## the whole suite, with real eBPF (root; TESTS=tests/unit for a part)
 	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest $(TESTS) $(PYTEST_ARGS)
+
+.PHONY: test-kernels
+test-kernels: $(DEV_STAMP) $(TEST_STAMP) $(KERNELS_STAMP) ## the tables of the tests on Debian's kernels, in virtual machines (root)
+	$(AS_ROOT) env PATH="$$PATH" scripts/kernels
+	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest tests/kernel/test_matrix.py $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: $(RUN_STAMP) ## measure lag and rates over loopback on this machine (root)
@@ -82,7 +88,7 @@ $(DEV_STAMP): $(RUN_STAMP) requirements-dev.lock
 	$(PIP) install --require-hashes -r requirements-dev.lock
 	touch $@
 
-$(TEST_STAMP): scripts/bootstrap
-	scripts/bootstrap test
+$(TEST_STAMP) $(KERNELS_STAMP): build/.bootstrapped-%: scripts/bootstrap
+	scripts/bootstrap $*
 	mkdir -p $(dir $@)
 	touch $@

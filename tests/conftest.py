@@ -13,10 +13,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from tests.support import pair as pairs
+from tests.support.deadline import SLOW
 from tests.support.filesystems import FILESYSTEMS, filesystem
 from tests.support.pair import Pair
 
@@ -40,6 +42,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
                 (f"log of {process.words[0]} ({process.log.name}), {process.fate()}", process.text(LOG_LIMIT))
             )
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A test may take longer on a slow machine."""
+    if config.getoption("timeout") is None:
+        config.option.timeout = float(config.getini("timeout")) * SLOW
 
 
 def pytest_runtest_setup() -> None:
@@ -66,18 +75,22 @@ class Stage:
     pair: Pair | None = None
     rounds: int = 0
 
+    def prepare(self) -> Pair:
+        """A pair on new empty roots, not started yet, instead of the one there was."""
+        self.close()
+        self.rounds += 1
+        source, replica = (mount / f"root{self.rounds}" for mount in (self.source_mount, self.replica_mount))
+        source.mkdir()
+        replica.mkdir()
+        state = self.directory / f"state{self.rounds}"
+        self.pair = Pair(source, replica, state, exclude=[f"*{EXCLUDED_SUFFIX}"])
+        return self.pair
+
     def running(self) -> Pair:
-        """The pair, both ends up; a new one, on new empty roots, if the last has died or was dropped."""
+        """The pair, both ends up; a new one if the last has died or was dropped."""
         if self.pair is not None and not self.pair.healthy():
             self.drop()
-        if self.pair is None:
-            self.rounds += 1
-            source, replica = (mount / f"root{self.rounds}" for mount in (self.source_mount, self.replica_mount))
-            source.mkdir()
-            replica.mkdir()
-            state = self.directory / f"state{self.rounds}"
-            self.pair = Pair(source, replica, state, exclude=[f"*{EXCLUDED_SUFFIX}"]).start()
-        return self.pair
+        return self.pair or self.prepare().start()
 
     def drop(self) -> None:
         """End the pair at once, without judging it."""
@@ -124,7 +137,7 @@ def scratch() -> Iterator[Path]:
 
 def on(*combinations: str) -> pytest.MarkDecorator:
     """A module's mark that says on which filesystems its stages are; "ext4-to-xfs" has a replica of another type."""
-    return pytest.mark.parametrize("stage", combinations, indirect=True, scope="module")
+    return pytest.mark.parametrize("stage", combinations, indirect=True)
 
 
 @contextlib.contextmanager
@@ -145,7 +158,12 @@ def open_stage(directory: Path, combination: str) -> Iterator[Stage]:
         stage.close()
 
 
-@pytest.fixture(scope="module", params=FILESYSTEMS)
+def _stage_scope(fixture_name: str, config: pytest.Config) -> Literal["session", "module"]:
+    """On an emulated machine, where starting both ends is dear, a pair serves all modules (tests/kernel/record.py)."""
+    return "session" if config.getoption("records", None) else "module"
+
+
+@pytest.fixture(scope=_stage_scope, params=FILESYSTEMS)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """A stage on each filesystem; a module may choose others with `on`."""
     with tempfile.TemporaryDirectory(prefix="rsyncfs-test-", dir="/var/tmp", ignore_cleanup_errors=True) as directory:

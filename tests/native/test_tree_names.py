@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EXCLUDED_SUFFIX, Case
+from tests.support.deadline import SLOW
 from tests.support.operations import KIB, MIB, content
 from tests.support.syscalls import RENAME_EXCHANGE, renameat2
 
@@ -21,12 +22,13 @@ pytestmark = pytest.mark.native
 
 FACTS = 16 * KIB
 """What a few changes of names may cost on the wire; the files behind them have a megabyte."""
-DEEP = 1100
-"""Levels of a chain of directories: more than Python may recurse."""
-LONG = b"directory"
+DEEP = max(100, int(1100 / SLOW))
+"""Levels of a chain of directories: more than Python may recurse. A slow machine, which is there to test a kernel,
+not Python, has fewer of longer names."""
+LONG = b"directory" * min(28, round(SLOW))
 """A name of each: together more than a path may have."""
-BIG = 10_000
-"""Files of the big directories."""
+BIG = max(1000, int(10_000 / SLOW))
+"""Files of the big directories: their facts are many times what a change of one name may cost."""
 
 
 @contextlib.contextmanager

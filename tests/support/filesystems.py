@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.support.deadline import SLOW
+
 FILESYSTEMS = ("ext4", "xfs", "btrfs", "tmpfs")
 """Every type that the tests run on."""
 
@@ -42,6 +44,7 @@ def make_image(fstype: str, image: Path, size: int = 2 * GIB) -> None:
 
 def unmount(point: Path, timeout: float = 10.0) -> None:
     """Unmount, waiting for those who still use it; after `timeout` seconds detach it lazily, so nothing is left."""
+    timeout *= SLOW
     deadline = time.monotonic() + timeout
     while subprocess.run(["umount", point], capture_output=True, check=False).returncode != 0:
         if not os.path.ismount(point):

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.deadline import SLOW
+
 SOURCES = Path(__file__).resolve().parents[1] / "helpers_c"
 LIBRARIES = {"uring_write": ["-luring"], "aio_write": ["-laio"], "writers": ["-pthread"]}
 
@@ -47,7 +49,9 @@ def helper(name: str) -> Path:
 
 def call(name: str, *words: object) -> None:
     """Run a helper to its end. AssertionError with its own words if it fails."""
-    done = subprocess.run([helper(name), *map(str, words)], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [helper(name), *map(str, words)], capture_output=True, text=True, check=False, timeout=120 * SLOW
+    )
     assert done.returncode == 0, f"{name} {words}: {done.stderr}"
 
 
@@ -100,5 +104,5 @@ class Mapper:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(10 * SLOW)
         self._process.stdout.close()

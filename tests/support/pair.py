@@ -2,12 +2,14 @@
 
 Takes the source, the replica and a directory for state and logs; starts `rsyncfs receive` and `rsyncfs send` as the
 command-line contract has them; gives the barrier, the metrics and the comparison. Promises that no process outlives
-`stop` or `kill`. Knows nothing of how the product works inside.
+`stop` or `kill`. Knows nothing of how the product works inside. All limits are in seconds of an ordinary host
+(tests/support/deadline.py). The environment variable RSYNCFS_TEST_SENSOR chooses the sensor.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -21,12 +23,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from typer.testing import CliRunner
+from typer.main import get_command
 
 from replicator.cli import app
+from replicator.errors import RsyncfsError
 from tests.support import metrics
 from tests.support.certificates import Tls
-from tests.support.deadline import eventually
+from tests.support.deadline import SLOW, eventually
 from tests.support.namespaces import call_inside, inside
 from tests.support.oracle import differences
 
@@ -35,6 +38,10 @@ READY_SECONDS = 60.0
 """For either end: compiling the programs on a busy machine, and an initial sync of a small tree."""
 WAIT_SECONDS = 30.0
 STOP_SECONDS = 15.0
+SENSOR = os.environ.get("RSYNCFS_TEST_SENSOR", "auto")
+
+_cli = get_command(app)
+"""Made once: making it takes as long as running it."""
 
 started: list[Process] = []
 """Every process that the running test has started or found running, for a failure's report."""
@@ -67,8 +74,24 @@ def rsyncfs(
     """Run one command of the product to its end; its exit code is the caller's to judge."""
     command = [*prefix, *COMMAND, *map(str, words)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, check=False, env=environment(), cwd=cwd
+        command, capture_output=True, text=True, timeout=timeout * SLOW, check=False, env=environment(), cwd=cwd
     )
+
+
+def _within(*words: str) -> tuple[int, str]:
+    """A command that is called too often for an interpreter each time: its exit code and what it said."""
+    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    code: object = 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            _cli.main(list(words), prog_name="rsyncfs")
+        except SystemExit as end:
+            code = end.code
+        except RsyncfsError as error:
+            code = error.exit_code
+            said.write(str(error))
+    said.seek(0)
+    return int(str(code or 0)), said.read()
 
 
 class Process:
@@ -114,6 +137,7 @@ class Process:
 
     def ready(self, timeout: float = READY_SECONDS) -> None:
         """Wait for its line "ready"."""
+        timeout *= SLOW
         deadline = time.monotonic() + timeout
         while "ready" not in self.lines:
             if not self.running():
@@ -139,19 +163,20 @@ class Process:
 
     def exit_code(self, timeout: float = 30.0) -> int:
         """Wait until it ends by itself."""
-        code = self.process.wait(timeout)
+        code = self.process.wait(timeout * SLOW)
         self._forget()
         return code
 
     def _end(self, how: signal.Signals) -> int:
+        limit = STOP_SECONDS * SLOW
         if self.running():
             self.process.send_signal(how)
         try:
-            return self.process.wait(STOP_SECONDS)
+            return self.process.wait(limit)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError(f"`{self.words[0]}` did not end within {STOP_SECONDS:g} s:\n{self.text()}") from None
+            raise AssertionError(f"`{self.words[0]}` did not end within {limit:g} s:\n{self.text()}") from None
         finally:
             self._forget()
 
@@ -211,6 +236,7 @@ class Pair:
         self.send_state.mkdir(parents=True, exist_ok=True)
         words = ["send", str(self.source), self.connect]
         words += ["--state", str(self.send_state), "--metrics", self.metrics_address["send"]]
+        words += ["--sensor", SENSOR]
         for pattern in self.exclude:
             words += ["--exclude", pattern]
         words += self.tls[0].options() if self.tls else []
@@ -246,10 +272,9 @@ class Pair:
         The command is called within this process: it is called a thousand times, and an interpreter takes ten times
         as long to start as the barrier takes. `try_wait` is the same as a process.
         """
-        words = ["wait", "--state", str(self.send_state), "--timeout", f"{timeout:g}"]
-        done = CliRunner().invoke(app, words)
-        if done.exit_code != 0:
-            raise AssertionError(f"`wait`: {done.exit_code} {done.output} {done.exception!r}\n{self.status_text()}")
+        code, said = _within("wait", "--state", str(self.send_state), "--timeout", f"{timeout * SLOW:g}")
+        if code != 0:
+            raise AssertionError(f"`wait`: {code} {said}\n{self.status_text()}")
 
     def try_wait(self, timeout: float) -> tuple[int, str]:
         """The barrier as a process; its exit code and what it said."""
@@ -278,9 +303,9 @@ class Pair:
 
     def status(self) -> dict[str, Any]:
         """What `status --json` says, called within this process as `wait` is."""
-        done = CliRunner().invoke(app, ["status", "--state", str(self.send_state), "--json"])
-        assert done.exit_code == 0, f"`status`: {done.exit_code} {done.output} {done.exception!r}"
-        answer: dict[str, Any] = json.loads(done.stdout)
+        code, said = _within("status", "--state", str(self.send_state), "--json")
+        assert code == 0, f"`status`: {code} {said}"
+        answer: dict[str, Any] = json.loads(said)
         return answer
 
     def wire_bytes(self) -> int:

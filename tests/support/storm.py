@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support import syscalls
-from tests.support.operations import BLOCK, KIB, REFLINK, opened
+from tests.support.operations import BLOCK, KIB, opened
+
+REFLINK = frozenset({"xfs", "btrfs"})
 
 LIMIT = 2048 * KIB
 """No change reaches further."""

@@ -20,7 +20,7 @@ from replicator import __version__, errors, resources
 from replicator.errors import EnvironmentFault
 
 PROJECT = Path(__file__).resolve().parents[2]
-DOORS = ["help", "install", "demo", "test", "bench", "lint", "clean"]
+DOORS = ["help", "install", "demo", "test", "test-kernels", "bench", "lint", "clean"]
 DOCUMENTS = sorted(
     path
     for path in PROJECT.rglob("*.md")
@@ -75,23 +75,36 @@ def test_continuous_integration_runs_what_the_readme_says() -> None:
     assert "set -euo pipefail" in script
     assert re.search(r"(?m)^make lint$", script)
     assert re.search(r"(?m)^make test ", script)
+    assert re.search(r"(?m)^make test-kernels ", script)
 
 
-@pytest.mark.parametrize("script", ["scripts/bootstrap", ".ci/run"])
+@pytest.mark.parametrize("script", ["scripts/bootstrap", "scripts/kernels", "tests/kernel/guest.sh", ".ci/run"])
 def test_the_shell_takes_the_script(script: str) -> None:
     subprocess.run(["bash", "-n", script], cwd=PROJECT, check=True)
+
+
+def test_machines_boot_only_by_their_own_door() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert re.search(r"(?m)^tests/unit/", told.stdout)
+    assert not re.search(r"(?m)^tests/kernel/", told.stdout)
 
 
 def test_bootstrap_tells_how_it_is_used() -> None:
     done = subprocess.run(["scripts/bootstrap", "nonsense"], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "usage: scripts/bootstrap run|test\n"
+    assert done.stderr == "usage: scripts/bootstrap run|test|kernels\n"
 
 
 def test_every_package_that_bootstrap_installs_is_explained() -> None:
     script = (PROJECT / "scripts/bootstrap").read_text()
     lists = re.findall(r"wanted\+?=\(([^)]*)\)", script)
-    assert len(lists) == 4
+    assert len(lists) == 6
     explained = set(re.findall(r"[a-z0-9-]+", (PROJECT / "docs/dependencies.md").read_text()))
     packages = {package for entries in lists for package in entries.split()}
     assert packages - explained == set()
@@ -128,6 +141,7 @@ def test_no_package_index_is_named() -> None:
         PROJECT / "pyproject.toml",
         PROJECT / "Makefile",
         PROJECT / "scripts/bootstrap",
+        PROJECT / "scripts/kernels",
     ]:
         assert not re.search(r"index-url|find-links|trusted-host [^\\]|pypi\.org/simple", _without_no_options(path)), (
             path

@@ -1,0 +1,141 @@
+"""A virtual machine with a distribution's kernel, emulated, on which tests run.
+
+Takes a kernel that scripts/kernels unpacked, a directory of its own and the runs of pytest to be made in it
+(tests/kernel/guest.sh); gives what they wrote there. It has no network, sees the host's files read-only but for that
+directory, and ends by itself. Promises that qemu does not outlive `stop`, the time limit, or this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.kernel.outcome import Outcome, outcomes
+
+PROJECT = Path(__file__).resolve().parents[2]
+KERNELS = PROJECT / "build/kernels"
+MEMORY = 3072
+"""MiB: three processes, the compiler of eBPF programs, and the filesystems' images on a tmpfs."""
+_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One that can be booted."""
+
+    series: str
+    release: str
+    image: Path
+
+
+def kernels() -> list[Kernel]:
+    """What scripts/kernels has fetched, oldest first."""
+    found = [path.parent for path in KERNELS.glob("[0-9]*/release")]
+    found.sort(key=lambda place: [int(part) for part in place.name.split(".")])
+    return [Kernel(at.name, (at / "release").read_text().strip(), (at / "vmlinuz").resolve()) for at in found]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of pytest in a guest."""
+
+    name: str
+    variables: dict[str, str]
+    tests: Sequence[str]
+
+    def line(self) -> str:
+        """As guest.sh reads it; no word may have a space in it."""
+        return f"{self.name}: {' '.join(f'{key}={value}' for key, value in self.variables.items())} -- " + " ".join(
+            self.tests
+        )
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PDEATHSIG, signal.SIGKILL)
+
+
+class Machine:
+    """One boot of one kernel. OSError if virtme-ng or qemu is not there."""
+
+    def __init__(self, kernel: Kernel, runs: Sequence[Run], limit: float, cpus: int = 1) -> None:
+        """`limit` is in seconds of this host, from `start`."""
+        self.kernel, self.runs, self._limit, self._cpus = kernel, runs, limit, cpus
+        self.shared = KERNELS / "runs" / kernel.series
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self.fate = "not started"
+
+    def start(self) -> None:
+        """Boot. To be called in the thread that lives longest: the machine ends with it."""
+        shutil.rmtree(self.shared, ignore_errors=True)
+        self.shared.mkdir(parents=True)
+        (self.shared / "runs").write_text("".join(f"{run.line()}\n" for run in self.runs))
+        script = shlex.join(["bash", str(PROJECT / "tests/kernel/guest.sh"), str(PROJECT), str(self.shared)])
+        command = [
+            *(str(Path(sys.executable).with_name("virtme-run")), "--kimg", str(self.kernel.image), "--mods", "auto"),
+            *("--disable-kvm", "--force-9p", "--memory", f"{MEMORY}M", "--cpus", str(self._cpus), "--user", "root"),
+            *(f"--overlay-rwdir={place}" for place in ("/etc", "/lib", "/usr", "/var", "/tmp")),
+            *("--rwdir", str(self.shared), "--script-sh", script),
+            # Every process of a guest pays for what its kernel does against leaks between programs.
+            *("--kopt", "mitigations=off"),
+            *("-q=-fsdev", "-q=local,id=whole,path=/,security_model=none,readonly=on,multidevs=remap"),
+            *("-q=-device", "-q=virtio-9p-pci,fsdev=whole,mount_tag=whole"),
+        ]
+        with (self.shared / "console.log").open("wb") as console:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "TMPDIR": str(self.shared)},
+                start_new_session=True,  # Ctrl-C is for those who wait, and they stop it
+                preexec_fn=_die_with_parent,
+            )
+        self._started = time.monotonic()
+        self.fate = "running"
+
+    def running(self) -> bool:
+        """Whether it is; ends it if its time is over."""
+        if self._process is None:
+            return False
+        code = self._process.poll()
+        if code is not None:
+            self.fate = f"ended with {code} after {time.monotonic() - self._started:.0f} s"
+            self._process = None
+        elif time.monotonic() - self._started > self._limit:
+            self.stop()
+            self.fate = f"did not end within {self._limit:.0f} s and was killed"
+        return self._process is not None
+
+    def stop(self) -> None:
+        """End it at once."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            self.fate = "was stopped"
+
+    def code(self, run: str) -> int | None:
+        """How that run of pytest ended; None if it has not."""
+        path = self.shared / f"{run}.done"
+        return int(path.read_text()) if path.exists() else None
+
+    def outcomes(self, run: str) -> list[Outcome]:
+        """What is known of its tests so far."""
+        path = self.shared / f"{run}.jsonl"
+        return list(outcomes(path.read_text())) if path.exists() else []
+
+    def text(self, name: str, limit: int = 3000) -> str:
+        """The end of a log in the shared directory."""
+        path = self.shared / name
+        return path.read_text(errors="replace")[-limit:] if path.exists() else ""
