@@ -66,24 +66,34 @@ static __always_inline void rsyncfs_fill(struct rsyncfs_event *event, const stru
 	event->epoch = 0;
 }
 
+/* A record with the reader's epoch, if that is to be told; false if it did not fit. `flags` as for rsyncfs_emit(). */
+static __always_inline bool rsyncfs_submit(const struct rsyncfs_subject *subject, u8 kind, u16 flags, u64 off, u64 len,
+					   u64 epoch)
+{
+	struct rsyncfs_event *event;
+
+	rsyncfs_note_command();
+	event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
+	if (!event) {
+		rsyncfs_emit_lost(subject);
+		return false;
+	}
+	rsyncfs_fill(event, subject, kind, flags, off, len);
+	event->epoch = epoch;
+	events.ringbuf_submit(event, 0);
+	return true;
+}
+
 /* `flags` are RSYNCFS_F_HOLES and RSYNCFS_F_BEFORE; RSYNCFS_F_MAPPED comes with the subject. */
 static __always_inline void rsyncfs_emit(const struct rsyncfs_subject *subject, u8 kind, u16 flags, u64 off, u64 len)
 {
 	struct rsyncfs_repeat repeat = {};
-	struct rsyncfs_event *event;
+	bool submitted;
 
 	if (kind == RSYNCFS_WRITE && !rsyncfs_repeat_begin(&repeat, subject, flags, off, len))
 		return;
-	rsyncfs_note_command();
-	event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
-	if (event) {
-		rsyncfs_fill(event, subject, kind, flags, off, len);
-		event->epoch = repeat.epoch;
-		events.ringbuf_submit(event, 0);
-	} else {
-		rsyncfs_emit_lost(subject);
-	}
-	rsyncfs_repeat_end(&repeat, subject, off, len, event);
+	submitted = rsyncfs_submit(subject, kind, flags, off, len, repeat.epoch);
+	rsyncfs_repeat_end(&repeat, subject, off, len, submitted);
 }
 
 /*

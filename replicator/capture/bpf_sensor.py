@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,7 @@ from replicator.capture.layout import FunctionHook, Hook
 from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Program
 from replicator.capture.probes import Probes
 from replicator.capture.ring import Ring
-from replicator.capture.sensor import Coverage, Watched
+from replicator.capture.sensor import Coverage, Filesystem, Watched
 from replicator.capture.source import AnyHook, assemble
 from replicator.capture.symbols import DIRECT_END, code_of
 from replicator.errors import EnvironmentFault
@@ -45,8 +46,8 @@ RING_BYTES: Final = 16 * 1024 * 1024
 LOST_INODES: Final = 16384
 
 
-class BpfSensor:
-    """A `Sensor` without `attach`, which says which families it takes.
+class BpfSensor(ABC):
+    """A `Sensor` without `_prepare`, which says which families it takes.
 
     `ring_bytes` is the ring's size (a power of two, at least a page), `lost_inodes` how many inodes can be remembered
     by name when it overflows; `commands`: keep the names of processes, too.
@@ -78,6 +79,25 @@ class BpfSensor:
         self._besides: list[Coverage] = []
         self._fence: Fence | None = None
 
+    def attach(self, source: Watched) -> None:
+        """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
+        self._prepare(source, attach=True)
+        self._attached().map("filesystems").set(
+            struct.pack("=I", source.kernel_dev), struct.pack("=BB", self._index, TYPES[source.fstype])
+        )
+
+    def trial(self, fstype: str) -> list[Coverage]:
+        """What would be in place on a filesystem of this type: everything is loaded, and removed again."""
+        try:
+            self._prepare(Filesystem(fstype, 0), attach=False)
+            return self.coverage()
+        finally:
+            self.close()
+
+    @abstractmethod
+    def _prepare(self, source: Watched, *, attach: bool) -> None:
+        """Load, and attach if wanted. EnvironmentFault says what is missing."""
+
     def _load(
         self,
         source: Watched,
@@ -87,6 +107,7 @@ class BpfSensor:
         *,
         trampolines: bool = False,
         probes: Probes | None = None,
+        attach: bool = True,
     ) -> None:
         """Compile, load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
         assert self._program is None, "attached already"
@@ -106,6 +127,7 @@ class BpfSensor:
                 {"events": self._ring_bytes, "lost": self._lost_inodes},
                 trampolines=trampolines,
                 probes=probes,
+                attach=attach,
             )
             if self._program.has_map("direct_end"):
                 self._program.map("direct_end").set(struct.pack("=I", 0), struct.pack("=QQ", *code_of(DIRECT_END)))
@@ -116,12 +138,6 @@ class BpfSensor:
         except BaseException:
             self.close()
             raise
-
-    def _watch(self, source: Watched) -> None:
-        """From here on records come."""
-        self._attached().map("filesystems").set(
-            struct.pack("=I", source.kernel_dev), struct.pack("=BB", self._index, TYPES[source.fstype])
-        )
 
     def fileno(self) -> int:
         """The ring map's descriptor."""

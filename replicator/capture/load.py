@@ -54,8 +54,9 @@ class Program:
         *,
         trampolines: bool = True,
         probes: Probes | None = None,
+        attach: bool = True,
     ) -> None:
-        """Load and attach what the kernel takes; what it refuses is in `excluded`.
+        """Load and attach what the kernel takes; what it refuses is in `excluded`. Without `attach`, only load.
 
         `sizes`: max_entries of maps, by name. Functions are hooked by trampolines if those are wanted, else, or where
         one is refused, by `probes` if there are some. EnvironmentFault if the maps cannot be made.
@@ -63,7 +64,7 @@ class Program:
         self.loaded: list[Loaded] = []
         self.excluded: list[Excluded] = list(assembly.excluded)
         self._made, self._types = made, types
-        self._trampolines, self._probes = trampolines, probes
+        self._trampolines, self._probes, self._attach = trampolines, probes, attach
         self._links: list[int] = []
         self._maps: dict[str, Map] = {}
         self._modules: dict[str, int] = {}
@@ -127,12 +128,17 @@ class Program:
             program = bpf.load_program(
                 bpf.PROGRAM_RAW_TRACEPOINT, self._code(hook.program), f"rsyncfs_{hook.tracepoint}"
             )
-            try:
-                self._links.append(bpf.attach_program(program, hook.tracepoint))
-            except OSError:
-                os.close(program)
-                raise
-            self.loaded.append(Loaded(hook, TRACEPOINT, program))
+            self._link(Loaded(hook, TRACEPOINT, program), hook.tracepoint)
+
+    def _link(self, loaded: Loaded, tracepoint: str | None = None) -> None:
+        """Attach it, or close it."""
+        try:
+            if self._attach:
+                self._links.append(bpf.attach_program(loaded.descriptor, tracepoint))
+        except OSError:
+            os.close(loaded.descriptor)
+            raise
+        self.loaded.append(loaded)
 
     def _attach_function(self, hook: FunctionHook) -> None:
         function = self._types.function(hook.function)
@@ -162,12 +168,7 @@ class Program:
             function=function.id,
             module=self._module(function.module),
         )
-        try:
-            self._links.append(bpf.attach_program(program))
-        except OSError:
-            os.close(program)
-            raise
-        self.loaded.append(Loaded(hook, TRAMPOLINES[hook.entry], program, spare))
+        self._link(Loaded(hook, TRAMPOLINES[hook.entry], program, spare))
 
     def _attach_probes(self, hook: FunctionHook, probes: Probes) -> None:
         """The return first: an entry that is seen must have its return seen."""
@@ -176,7 +177,8 @@ class Program:
             if name:
                 program = bpf.load_program(bpf.PROGRAM_KPROBE, self._code(name), f"rsyncfs_{hook.function}")
                 try:
-                    probes.attach(Probe(hook.function, returns), program)
+                    if self._attach:
+                        probes.attach(Probe(hook.function, returns), program)
                 except OSError:
                     os.close(program)
                     raise

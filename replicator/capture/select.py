@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from replicator.capture import tracepoint, vfs
 from replicator.capture.bpf import bpf_refusal
+from replicator.capture.bpf_sensor import BpfSensor
 from replicator.capture.compile import kernel_types
 from replicator.capture.sensor import Sensor
 from replicator.capture.tracepoint import TracepointSensor
@@ -18,7 +19,7 @@ def sensor_name(sensor: Sensor) -> str:
     return type(sensor).__name__.removesuffix("Sensor").lower()
 
 
-def select_sensor(wanted: str, fstype: str, *, commands: bool = False) -> Sensor:
+def select_sensor(wanted: str, fstype: str, *, commands: bool = False) -> BpfSensor:
     """A sensor, not attached yet. UsageError for an unknown name, EnvironmentFault for one that is not to be had.
 
     `commands`: it keeps the names of processes, which costs each write a little.

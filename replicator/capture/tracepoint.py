@@ -67,12 +67,11 @@ def attributes_by_modify(fstype: str, types: Btf) -> list[Coverage]:
 class TracepointSensor(BpfSensor):
     """A `Sensor` over raw tracepoints."""
 
-    def attach(self, source: Watched) -> None:
-        """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
+    def _prepare(self, source: Watched, *, attach: bool) -> None:
         families_of(source.fstype)
         types = kernel_types((source.fstype, "iomap"))
         self._besides = attributes_by_modify(source.fstype, types)
-        self._load(source, families_on(source.fstype, types), types)
+        self._load(source, families_on(source.fstype, types), types, attach=attach)
         program = self._attached()
         if not any(hook.family == source.fstype for hook in program.attached):
             reasons = sorted({item.reason for item in program.excluded})
@@ -80,4 +79,3 @@ class TracepointSensor(BpfSensor):
             raise EnvironmentFault(
                 f"none of the {source.fstype} tracepoints can be used: {'; '.join(reasons)}; use another kernel"
             )
-        self._watch(source)

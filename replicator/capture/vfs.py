@@ -81,8 +81,7 @@ def families_of(fstype: str, types: Btf) -> tuple[str, ...]:
 class VfsSensor(BpfSensor):
     """A `Sensor` over functions of the kernel."""
 
-    def attach(self, source: Watched) -> None:
-        """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
+    def _prepare(self, source: Watched, *, attach: bool) -> None:
         types = kernel_types((source.fstype, "iomap"))
         families = families_of(source.fstype, types)
         offered = mechanisms(types)
@@ -91,13 +90,13 @@ class VfsSensor(BpfSensor):
                 f"the vfs sensor needs BPF trampolines or kernel probes: {offered.trampolines}; {offered.probes}; use "
                 "--sensor tracepoint, or auto"
             )
-        self._hook(source, families, types, offered)
+        self._hook(source, families, types, offered, attach)
         lacking = self._lacking(BYTES)
         if lacking:
             # what a function does not tell, the filesystem's own tracepoints do
             self.close()
             others = [one for one in tracepoint.families_on(source.fstype, types) if one not in families]
-            self._hook(source, (*families, *others), types, offered)
+            self._hook(source, (*families, *others), types, offered, attach)
         if not self._told_bytes(source.fstype):
             reasons = sorted({item.reason for item in self._attached().excluded})
             self.close()
@@ -107,9 +106,8 @@ class VfsSensor(BpfSensor):
         self.tells_names = not self._lacking((*NAMES, "vfs_size"))
         if not self.tells_names:
             self._besides = [Coverage("vfs_names", tracepoint.MODIFY, covered=True)]
-        self._watch(source)
 
-    def _hook(self, source: Watched, families: tuple[str, ...], types: Btf, offered: Mechanisms) -> None:
+    def _hook(self, source: Watched, families: tuple[str, ...], types: Btf, offered: Mechanisms, attach: bool) -> None:
         self._load(
             source,
             families,
@@ -117,6 +115,7 @@ class VfsSensor(BpfSensor):
             ("RSYNCFS_VFS_WRITE",) if "vfs_write" in families else (),
             trampolines=offered.trampolines is None,
             probes=Probes() if offered.probes is None else None,
+            attach=attach,
         )
 
     def _lacking(self, families: tuple[str, ...]) -> list[str]:
