@@ -28,10 +28,10 @@ static __always_inline void rsyncfs_emit_lost(const struct rsyncfs_subject *subj
 	rsyncfs_count_loss(RSYNCFS_RING_FULL);
 }
 
+#ifdef RSYNCFS_TRACE
 /* The first thread's name is the process's; those that io_uring makes have their own. */
 static __always_inline void rsyncfs_note_command(void)
 {
-#ifdef RSYNCFS_COMMANDS
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 	void *leader = FIELD(task_struct, group_leader, (void *)bpf_get_current_task());
 	struct rsyncfs_command *known = commands.lookup(&pid);
@@ -46,15 +46,20 @@ static __always_inline void rsyncfs_note_command(void)
 	}
 	now.since = bpf_ktime_get_ns();
 	commands.update(&pid, &now);
-#endif
 }
+#endif
 
 /* `flags` are RSYNCFS_F_HOLES and RSYNCFS_F_BEFORE; RSYNCFS_F_MAPPED comes with the subject. */
 static __always_inline void rsyncfs_emit(const struct rsyncfs_subject *subject, u8 kind, u16 flags, u64 off, u64 len)
 {
 	struct rsyncfs_event *event;
 
+#ifdef RSYNCFS_TRACE
+	/* what is not shown takes no room from what is, and every record that is lost is a line that is */
+	if (kind == RSYNCFS_ATTR)
+		return;
 	rsyncfs_note_command();
+#endif
 	event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
 	if (!event) {
 		rsyncfs_emit_lost(subject);

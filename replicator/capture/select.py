@@ -14,14 +14,14 @@ def sensor_name(sensor: Sensor) -> str:
     return type(sensor).__name__.removesuffix("Sensor").lower()
 
 
-def select_sensor(wanted: str, fstype: str, *, commands: bool = False) -> Sensor:
+def select_sensor(wanted: str, fstype: str, *, tracing: bool = False) -> Sensor:
     """A sensor, not attached yet. UsageError for an unknown name, EnvironmentFault for one that is not to be had.
 
-    `commands`: it keeps the names of processes, which costs each write a little.
+    `tracing`: it tells of bytes and sizes only, not of attributes, and keeps the names of processes.
     """
     if wanted not in SENSORS:
         raise UsageError(f"there is no sensor {wanted!r}: use one of {', '.join(SENSORS)}")
     if wanted == "vfs":
         raise EnvironmentFault("the vfs sensor is not part of this version: use --sensor tracepoint, or auto")
     families_of(fstype)
-    return TracepointSensor(commands=commands)
+    return TracepointSensor(tracing=tracing)

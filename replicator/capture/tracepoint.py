@@ -64,7 +64,7 @@ class TracepointSensor:
     """A `Sensor` over raw tracepoints.
 
     `ring_bytes` is the ring's size (a power of two, at least a page), `lost_inodes` how many inodes can be remembered
-    by name when it overflows; `commands`: keep the names of processes, too.
+    by name when it overflows; `tracing`: for `trace`, see `select_sensor`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TracepointSensor:
         index: int = 0,
         cache: Path = CACHE,
         *,
-        commands: bool = False,
+        tracing: bool = False,
     ) -> None:
         if ring_bytes < os.sysconf("SC_PAGE_SIZE") or ring_bytes & (ring_bytes - 1):
             raise ValueError("the ring's size must be a power of two and at least a page")
@@ -82,7 +82,7 @@ class TracepointSensor:
         self._lost_inodes = lost_inodes
         self._index = index
         self._cache = cache
-        self._commands = commands
+        self._tracing = tracing
         self._program: Program | None = None
         self._misses_at: int | None = None
         self._ring: Ring | None = None
@@ -97,8 +97,8 @@ class TracepointSensor:
             "RSYNCFS_RING_PAGES": self._ring_bytes // os.sysconf("SC_PAGE_SIZE"),
             "RSYNCFS_LOST_INODES": self._lost_inodes,
         }
-        if self._commands:
-            defines["RSYNCFS_COMMANDS"] = 1
+        if self._tracing:
+            defines["RSYNCFS_TRACE"] = 1
         self._program = Program(_families(source.fstype, types), defines, types, self._cache)
         try:
             if not any(hook.family == source.fstype for hook in self._program.attached):
@@ -169,7 +169,7 @@ class TracepointSensor:
 
     def command(self, pid: int) -> Command | None:
         """See `Sensor.command`."""
-        if not self._commands:
+        if not self._tracing:
             return None
         value = lookup(self._attached().map_descriptor("commands"), pid.to_bytes(4, sys.byteorder), SIZE)
         return None if value is None else Command.parse(value)

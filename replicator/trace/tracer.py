@@ -50,7 +50,7 @@ class Tracer:
         self._stopping = False
         self._format: Format = JsonLines() if as_json else TextLines()
         self._source = SourceRoot.open(path)
-        self._sensor = select_sensor("auto", self._source.fstype, commands=True)
+        self._sensor = select_sensor("auto", self._source.fstype, tracing=True)
         self._sensor.attach(self._source)
         self._names = Names(self._source)
         self._paths = Paths(self._source, self._names)
