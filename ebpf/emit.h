@@ -28,10 +28,10 @@ static __always_inline void rsyncfs_emit_lost(const struct rsyncfs_subject *subj
 	rsyncfs_count_loss(RSYNCFS_RING_FULL);
 }
 
+#ifdef RSYNCFS_TRACE
 /* The first thread's name is the process's; those that io_uring makes have their own. */
 static __always_inline void rsyncfs_note_command(void)
 {
-#ifdef RSYNCFS_COMMANDS
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 	void *leader = FIELD(task_struct, group_leader, (void *)bpf_get_current_task());
 	struct rsyncfs_command *known = commands.lookup(&pid);
@@ -46,8 +46,8 @@ static __always_inline void rsyncfs_note_command(void)
 	}
 	now.since = bpf_ktime_get_ns();
 	commands.update(&pid, &now);
-#endif
 }
+#endif
 
 static __always_inline void rsyncfs_fill(struct rsyncfs_event *event, const struct rsyncfs_subject *subject, u8 kind,
 					 u16 flags, u64 off, u64 len)
@@ -72,7 +72,12 @@ static __always_inline bool rsyncfs_submit(const struct rsyncfs_subject *subject
 {
 	struct rsyncfs_event *event;
 
+#ifdef RSYNCFS_TRACE
+	/* what is not shown takes no room from what is, and every record that is lost is a line that is */
+	if (kind == RSYNCFS_ATTR)
+		return true;
 	rsyncfs_note_command();
+#endif
 	event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
 	if (!event) {
 		rsyncfs_emit_lost(subject);

@@ -40,15 +40,15 @@ struct rsyncfs_inode_key {
 BPF_HASH(lost, struct rsyncfs_inode_key, u64, 1024);
 
 /*
- * Written by emit.h where RSYNCFS_COMMANDS is defined: what the processes of the latest records are called, for a
- * reader that comes when they have ended. By tgid.
+ * Written by emit.h where RSYNCFS_TRACE is defined: what the processes of the latest records are called, for a reader
+ * that comes when they have ended. By tgid.
  */
 struct rsyncfs_command {
 	u64 name[2];   /* comm of the process's first thread */
 	u64 before[2]; /* what this tgid was called before `since`; 0 if it made no record then */
 	u64 since;     /* CLOCK_MONOTONIC, ns */
 };
-#ifdef RSYNCFS_COMMANDS
+#ifdef RSYNCFS_TRACE
 BPF_TABLE("lru_hash", u32, struct rsyncfs_command, commands, 16384);
 #endif
 

@@ -50,7 +50,7 @@ class BpfSensor(ABC):
     """A `Sensor` without `_prepare`, which says which families it takes.
 
     `ring_bytes` is the ring's size (a power of two, at least a page), `lost_inodes` how many inodes can be remembered
-    by name when it overflows; `commands`: keep the names of processes, too.
+    by name when it overflows; `tracing`: for `trace`, see `select_sensor`.
     """
 
     tells_names = False
@@ -62,7 +62,7 @@ class BpfSensor(ABC):
         index: int = 0,
         cache: Path = CACHE,
         *,
-        commands: bool = False,
+        tracing: bool = False,
     ) -> None:
         if ring_bytes < os.sysconf("SC_PAGE_SIZE") or ring_bytes & (ring_bytes - 1):
             raise ValueError("the ring's size must be a power of two and at least a page")
@@ -70,7 +70,7 @@ class BpfSensor(ABC):
         self._lost_inodes = lost_inodes
         self._index = index
         self._cache = cache
-        self._commands = commands
+        self._tracing = tracing
         self._program: Program | None = None
         self._ring: Ring | None = None
         self._probes: Probes | None = None
@@ -116,8 +116,8 @@ class BpfSensor(ABC):
             raise EnvironmentFault(refusal)
         self._counters = bpf.Counters(types)
         self._probes = probes
-        if self._commands:
-            defines = (*defines, "RSYNCFS_COMMANDS")
+        if self._tracing:
+            defines = (*defines, "RSYNCFS_TRACE")
         assembly = assemble(families, source.fstype, types, defines)
         try:
             self._program = Program(
@@ -219,7 +219,7 @@ class BpfSensor(ABC):
 
     def command(self, pid: int) -> Command | None:
         """See `Sensor.command`."""
-        if not self._commands:
+        if not self._tracing:
             return None
         value = self._attached().map("commands").get(pid.to_bytes(4, sys.byteorder))
         return None if value is None else Command.parse(value)

@@ -19,10 +19,10 @@ def sensor_name(sensor: Sensor) -> str:
     return type(sensor).__name__.removesuffix("Sensor").lower()
 
 
-def select_sensor(wanted: str, fstype: str, *, commands: bool = False) -> BpfSensor:
+def select_sensor(wanted: str, fstype: str, *, tracing: bool = False) -> BpfSensor:
     """A sensor, not attached yet. UsageError for an unknown name, EnvironmentFault for one that is not to be had.
 
-    `commands`: it keeps the names of processes, which costs each write a little.
+    `tracing`: it tells of bytes and sizes only, not of attributes, and keeps the names of processes.
     """
     if wanted not in SENSORS:
         raise UsageError(f"there is no sensor {wanted!r}: use one of {', '.join(SENSORS)}")
@@ -32,6 +32,6 @@ def select_sensor(wanted: str, fstype: str, *, commands: bool = False) -> BpfSen
     types = kernel_types()
     if wanted == "vfs" or (wanted == "auto" and vfs.mechanisms(types).usable):
         vfs.families_of(fstype, types)
-        return VfsSensor(commands=commands)
+        return VfsSensor(tracing=tracing)
     tracepoint.families_of(fstype)
-    return TracepointSensor(commands=commands)
+    return TracepointSensor(tracing=tracing)

@@ -7,6 +7,7 @@ it is opened once more. Files on disk take everything at once.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import stat
@@ -17,6 +18,8 @@ from replicator.errors import EnvironmentFault
 
 LIMIT = 4 << 20
 """Bytes that are kept."""
+PIPE = 1 << 20
+"""Bytes that a pipe is made to hold: on a busy machine its reader comes seldom, and takes what is there."""
 PIECE = 4096
 """Bytes that a pipe takes whole when poll says that it is writable."""
 
@@ -97,6 +100,11 @@ class Output:
 def _own(fd: int) -> tuple[int, bool]:
     """A descriptor of the same thing, and whether a write to it may block, so that small ones must do."""
     mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE)
+        except OSError:  # more than this user may have in pipes: then the reader has to be quicker
+            pass
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         try:
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

@@ -51,7 +51,7 @@ class Tracer:
         self._stopping = False
         self._format: Format = JsonLines() if as_json else TextLines()
         self._source = SourceRoot.open(path)
-        self._sensor = select_sensor("auto", self._source.fstype, commands=True)
+        self._sensor = select_sensor("auto", self._source.fstype, tracing=True)
         self._sensor.attach(self._source)
         self._names = None if self._sensor.tells_names else Names(self._source)
         self._told_names = ToldNames()

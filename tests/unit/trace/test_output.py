@@ -68,7 +68,7 @@ def test_nobody_reads_and_nobody_waits(ends: Callable[[], tuple[int, int]]) -> N
 def test_what_is_left_when_nobody_reads_is_counted_in_lines() -> None:
     reading, writing = os.pipe()
     output = Output(writing)
-    output.add(LINE * 5000)
+    output.add(LINE * 50_000)
     left = output.finish(0.05)
     output.close()
     os.close(writing)
@@ -76,7 +76,7 @@ def test_what_is_left_when_nobody_reads_is_counted_in_lines() -> None:
     read_all(reading, got)
     os.close(reading)
     assert left > 0
-    assert got.count(b"\n") + left == 5000
+    assert got.count(b"\n") + left == 50_000
 
 
 def test_a_file_takes_everything_behind_what_it_has(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_reader_that_is_gone_is_a_broken_pipe(before: bool) -> None:
 def test_it_can_be_polled_for_when_it_goes_on() -> None:
     reading, writing = os.pipe()
     output = Output(writing)
-    output.add(LINE * 5000)
+    output.add(LINE * 50_000)
     assert output.behind
     poller = select.poll()
     poller.register(output.fileno(), select.POLLOUT)
