@@ -272,6 +272,16 @@ static __always_inline void btrfs_locked(struct rsyncfs_subject *subject, u64 st
 			     range.end - range.start);
 }
 
+/* The inode (struct inode) whose extents a btrfs tree describes; other trees have a filesystem there. */
+static __always_inline void *btrfs_tree_inode(void *tree)
+{
+#if HAS_FIELD(extent_io_tree, private_data)
+	return FIELD(extent_io_tree, private_data, tree);
+#else
+	return ADDRESS(btrfs_inode, vfs_inode, FIELD(extent_io_tree, inode, tree));
+#endif
+}
+
 HOOK(btrfs, btrfs_set_extent_bit, struct extent_io_tree *, u64, u64, unsigned int)
 {
 	void *tree = ARGUMENT(void *, 0);
@@ -280,17 +290,15 @@ HOOK(btrfs, btrfs_set_extent_bit, struct extent_io_tree *, u64, u64, unsigned in
 	u32 bits = ARGUMENT(u32, 3);
 	struct rsyncfs_subject subject = {};
 
-	if (!(bits & ENUMERATOR(EXTENT_DELALLOC)) && bits != ENUMERATOR(EXTENT_LOCKED))
+	if (!(bits & RSYNCFS_EXTENT_DELALLOC) && bits != RSYNCFS_EXTENT_LOCKED)
 		return 0;
-	if (bits & ENUMERATOR(EXTENT_DEFRAG)) /* dirtied to be written elsewhere, unchanged */
+	if (bits & RSYNCFS_EXTENT_DEFRAG) /* dirtied to be written elsewhere, unchanged */
 		return 0;
-	/* other trees have a filesystem where these have an inode */
 	if (FIELD(extent_io_tree, owner, tree) != ENUMERATOR(IO_TREE_INODE_IO))
 		return 0;
-	if (!rsyncfs_watched_file(ADDRESS(btrfs_inode, vfs_inode, FIELD(extent_io_tree, inode, tree)), RSYNCFS_BTRFS,
-				  &subject))
+	if (!rsyncfs_watched_file(btrfs_tree_inode(tree), RSYNCFS_BTRFS, &subject))
 		return 0;
-	if (bits & ENUMERATOR(EXTENT_DELALLOC))
+	if (bits & RSYNCFS_EXTENT_DELALLOC)
 		rsyncfs_emit(&subject, rsyncfs_call() == RSYNCFS_CALL_FAULT ? RSYNCFS_FOLIO : RSYNCFS_WRITE, 0, start, len);
 	else
 		btrfs_locked(&subject, start, len);

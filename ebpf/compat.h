@@ -37,6 +37,21 @@
 #define HOOK(family, tracepoint, ...) int hook__##family##__##tracepoint(struct bpf_raw_tracepoint_args *ctx)
 #define ARGUMENT(type, index) ((type)ctx->args[index])
 
+/*
+ * What is done at the entry (ENTRY) or after the return (AFTER) of a function of the kernel. `fstype` is the filesystem
+ * whose sources need it, or any. What follows the function's name are the types of those of its arguments that the body
+ * is given, in the kernel's order; others may stand between them, so that a new one (the idmap since 5.12) does no harm.
+ * The loader writes the programs around the body: for a trampoline (fentry, fexit), and for a pair of probes.
+ *
+ *	INSTEAD(one, other)	`other` is hooked only where there is no `one`
+ *	OPTIONAL(function)	a kernel without it has nothing that it would do
+ */
+#define ENTRY(family, fstype, function, ...) static __always_inline int entry__##function(const struct rsyncfs_call *call)
+#define AFTER(family, fstype, function, ...) static __always_inline int after__##function(const struct rsyncfs_call *call)
+#define GIVEN(type, index) ((type)call->argument[index])
+#define INSTEAD(one, other)
+#define OPTIONAL(function)
+
 /* Constants that are macros in the kernel, and so not in BTF. Their values hold from 5.15 to 6.18 at least. */
 #define RSYNCFS_PF_IO_WORKER 0x00000010
 #define RSYNCFS_PF_WQ_WORKER 0x00000020
@@ -45,17 +60,39 @@
 #define RSYNCFS_PF_LOCAL_THROTTLE 0x00100000
 #define RSYNCFS_PF_KTHREAD 0x00200000
 #define RSYNCFS_TS_COMPAT 0x0002
-#define RSYNCFS_I_NEW ENUMERATOR(I_NEW, 1 << 3) /* macros before 6.11, other bits since */
-#define RSYNCFS_I_FREEING ENUMERATOR(I_FREEING, 1 << 5)
+/* 6.12 gave them other bits (86aa46a86f9c) and made i_state an unsigned int; enumerators came later */
+#define RSYNCFS_I_NEW ENUMERATOR(I_NEW, sizeof(RSYNCFS_TYPE_inode__i_state) == 8 ? 1 << 3 : 1 << 0)
+#define RSYNCFS_I_FREEING ENUMERATOR(I_FREEING, sizeof(RSYNCFS_TYPE_inode__i_state) == 8 ? 1 << 5 : 1 << 7)
+#define RSYNCFS_EXTENT_LOCKED ENUMERATOR(EXTENT_LOCKED, 1 << 2) /* macros at first, other bits since 6.12 */
+#define RSYNCFS_EXTENT_DELALLOC ENUMERATOR(EXTENT_DELALLOC, 1 << 4)
+#define RSYNCFS_EXTENT_DEFRAG ENUMERATOR(EXTENT_DEFRAG, 1 << 5)
 #define RSYNCFS_IOMAP_WRITE (1 << 0)
 #define RSYNCFS_IOMAP_FAULT (1 << 3)
 #define RSYNCFS_IOMAP_DIRECT (1 << 4)
 #define RSYNCFS_IOMAP_UNSHARE (1 << 7)
+#define RSYNCFS_IOMAP_DIO_WRITE (1 << 30)
 #define RSYNCFS_EXT4_MOUNT_DATA_FLAGS 0x00C00
 #define RSYNCFS_EXT4_MOUNT_JOURNAL_DATA 0x00400
 #define RSYNCFS_EXT4_MOUNT_DELALLOC 0x8000000
 #define RSYNCFS_EXT4_JOURNAL_DATA_FL 0x00004000
 #define RSYNCFS_EXT4_INLINE_DATA_FL 0x10000000
+
+/*
+ * The folio that a page is a part of. A tail page has its head's address plus one; since 7.0 that may also be a mask for
+ * its own address, whose upper half is all ones, as no page's address is.
+ */
+static __always_inline void *rsyncfs_folio(void *page)
+{
+#if HAS_FIELD(page, compound_info)
+	u64 head = FIELD(page, compound_info, page);
+
+	if (head & 1 && (u32)(head >> 32) == ~0U)
+		return (void *)((u64)page & head);
+#else
+	u64 head = FIELD(page, compound_head, page);
+#endif
+	return head & 1 ? (void *)(head - 1) : page;
+}
 
 /* Bytes of a folio. Large ones (PG_head) keep their order in the second page's flags, since 6.6. */
 static __always_inline u64 rsyncfs_folio_bytes(void *folio)
@@ -72,6 +109,16 @@ static __always_inline u64 rsyncfs_folio_bytes(void *folio)
 #endif
 	}
 	return (u64)PAGE_SIZE << (order & 31);
+}
+
+/* The folio that a buffer belongs to: a single page before 6.4, where this is the same. */
+static __always_inline void *rsyncfs_buffer_folio(void *buffer)
+{
+#if HAS_FIELD(buffer_head, b_folio)
+	return FIELD(buffer_head, b_folio, buffer);
+#else
+	return FIELD(buffer_head, b_page, buffer);
+#endif
 }
 
 #endif

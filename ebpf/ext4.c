@@ -104,7 +104,7 @@ HOOK(ext4, block_dirty_buffer, struct buffer_head *)
 	struct rsyncfs_subject subject;
 	void *folio, *mapping;
 
-	folio = FIELD(buffer_head, b_folio, buffer);
+	folio = rsyncfs_buffer_folio(buffer);
 	if (!folio || FIELD(folio, private, folio) != buffer)
 		return 0;
 	mapping = FIELD(folio, mapping, folio);

@@ -71,7 +71,8 @@ static __always_inline bool rsyncfs_watched(void *inode, struct rsyncfs_subject 
 		subject->blind = true;
 	}
 #endif
-#if HAS_FIELD(btrfs_inode, vfs_inode)
+/* a module's types are known when its filesystem is watched: then all of these */
+#if HAS_FIELD(btrfs_inode, vfs_inode) || HAS_FIELD(btrfs_root, root_key) || HAS_FIELD(btrfs_key, objectid)
 	/* inode numbers repeat in every subvolume */
 	if (subject->type == RSYNCFS_BTRFS) {
 		void *root = FIELD(btrfs_inode, root, CONTAINER(btrfs_inode, vfs_inode, inode));

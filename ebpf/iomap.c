@@ -60,6 +60,13 @@ static __always_inline int direct_write_done(struct bpf_raw_tracepoint_args *ctx
 			rsyncfs_emit(&subject, RSYNCFS_WHOLE, RSYNCFS_F_BEFORE, 0, ~0ULL);
 		return 0;
 	}
+#ifdef RSYNCFS_VFS_WRITE
+	/* who waits for it tells of it (vfs_write.c) */
+	if (!ARGUMENT(int, 1) && written > 0 && !FIELD(kiocb, ki_complete, iocb)) {
+		direct_writes.delete(&iocb);
+		return 0;
+	}
+#endif
 	if (ARGUMENT(int, 1) || written < 0) {
 		rsyncfs_emit(&subject, RSYNCFS_WRITE, RSYNCFS_F_BEFORE, begun->off, begun->len);
 	} else if (written > 0) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
- * All maps, each with one writer. RSYNCFS_RING_PAGES and RSYNCFS_LOST_INODES are defined by the loader.
+ * The maps that all families share, each with one writer. The loader makes `events` and `lost` as large as it is told to.
  */
 #ifndef RSYNCFS_MAPS_H
 #define RSYNCFS_MAPS_H
@@ -21,12 +21,13 @@ enum rsyncfs_type {
 };
 
 /* Written by emit.h: the records, and what could not be submitted. */
-BPF_RINGBUF_OUTPUT(events, RSYNCFS_RING_PAGES);
+BPF_RINGBUF_OUTPUT(events, 1);
 
 enum rsyncfs_loss {
 	RSYNCFS_RING_FULL = 0,	   /* a record did not fit; its inode is in `lost` */
 	RSYNCFS_LOST_MAP_FULL = 1, /* nor did its inode: everything must be looked at again */
-	RSYNCFS_LOSSES = 2,
+	RSYNCFS_RETURN_MISSED = 2, /* a function was entered, and its probe saw no return */
+	RSYNCFS_LOSSES = 3,
 };
 BPF_PERCPU_ARRAY(losses, u64, RSYNCFS_LOSSES);
 
@@ -36,6 +37,19 @@ struct rsyncfs_inode_key {
 	u32 gen;
 	u32 fs;
 };
-BPF_HASH(lost, struct rsyncfs_inode_key, u64, RSYNCFS_LOST_INODES);
+BPF_HASH(lost, struct rsyncfs_inode_key, u64, 1024);
+
+/*
+ * Written by emit.h where RSYNCFS_TRACE is defined: what the processes of the latest records are called, for a reader
+ * that comes when they have ended. By tgid.
+ */
+struct rsyncfs_command {
+	u64 name[2];   /* comm of the process's first thread */
+	u64 before[2]; /* what this tgid was called before `since`; 0 if it made no record then */
+	u64 since;     /* CLOCK_MONOTONIC, ns */
+};
+#ifdef RSYNCFS_TRACE
+BPF_TABLE("lru_hash", u32, struct rsyncfs_command, commands, 16384);
+#endif
 
 #endif

@@ -85,7 +85,8 @@ static __always_inline void aio_settle(struct bpf_raw_tracepoint_args *ctx, stru
 		/* the result, read anew: the verifier would remember each outcome of each turn */
 		if (i < *(volatile s64 *)&ctx->args[1]) {
 			news = aio_written(write);
-			rsyncfs_emit(&write->subject, news.kind, 0, news.offset, news.length);
+			/* repeats and all: the verifier looks at each turn of the loop anew */
+			rsyncfs_submit(&write->subject, news.kind, 0, news.offset, news.length, 0);
 		}
 		aio_writes.delete(key);
 	}

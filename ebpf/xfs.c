@@ -89,7 +89,7 @@ HOOK(xfs, xfs_insert_file_space, struct xfs_inode *)
 	return xfs_reshaped(ARGUMENT(void *, 0), true);
 }
 
-/* Two files exchange contents (XFS_IOC_SWAPEXT, XFS_IOC_EXCHANGE_RANGE): each is told. */
+/* Two files exchange contents (XFS_IOC_SWAPEXT; exchange.c has the newer way): each is told. */
 static __always_inline int xfs_exchanged(void *ip)
 {
 	struct rsyncfs_subject subject;
@@ -100,11 +100,6 @@ static __always_inline int xfs_exchanged(void *ip)
 }
 
 HOOK(xfs, xfs_swap_extent_after, struct xfs_inode *, int)
-{
-	return xfs_exchanged(ARGUMENT(void *, 0));
-}
-
-HOOK(xfs, xfs_exchrange_before, struct xfs_inode *, int)
 {
 	return xfs_exchanged(ARGUMENT(void *, 0));
 }

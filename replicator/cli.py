@@ -171,7 +171,7 @@ def doctor(json: JsonOption = False) -> None:
 @app.command()
 def trace(path: Annotated[Path, typer.Argument(metavar="PATH")], json: JsonOption = False) -> None:
     """Show the live write ranges under a directory: file, offset, length, process."""
-    from replicator.trace import Tracer
+    from replicator.trace.tracer import Tracer
 
     _as_root()
     _serve(Tracer(path.absolute(), as_json=json), None, None, lambda: None)

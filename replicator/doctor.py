@@ -7,6 +7,7 @@ from typing import Any
 
 from replicator import __version__
 from replicator.capture import probe
+from replicator.capture.choice import MECHANISMS
 
 
 def examine() -> dict[str, Any]:
@@ -31,12 +32,28 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"  {mark} {finding['name']:12} {finding['detail']}")
     lines.append("")
     for filesystem in report["filesystems"]:
-        missing = [item for item in filesystem["coverage"] if not item["covered"]]
-        verdict = (
-            "cannot be followed" if not filesystem["usable"] else "followed" if not missing else "followed in part"
-        )
-        lines.append(f"  {filesystem['fstype']:6} {verdict}")
-        lines += [f"         without {item['mechanism']}: {item['reason']}" for item in missing]
-        lines += [f"         {limit}" for limit in filesystem["limits"]]
+        lines += _filesystem(filesystem)
     lines += ["", f"sensor: {report['sensor'] or 'none'} ({report['reason']})"]
     return "\n".join(lines)
+
+
+def _filesystem(filesystem: dict[str, Any]) -> list[str]:
+    missing = [item for item in filesystem["coverage"] if not item["covered"]]
+    if not filesystem["usable"]:
+        verdict = f"cannot be followed: {filesystem['reason']}"
+    else:
+        verdict = f"followed{' in part' if missing else ''} by the {filesystem['sensor']} sensor"
+    lines = [f"  {filesystem['fstype']:6} {verdict}"]
+    if filesystem["usable"]:
+        lines.append(f"         {'':11}" + "".join(f"{name:12}" for name in MECHANISMS).rstrip())
+        lines += [_family(choice) for choice in filesystem["families"]]
+    lines += [f"         without {item['mechanism']}: {item['reason']}" for item in missing]
+    lines += [f"         {limit}" for limit in filesystem["limits"]]
+    return lines
+
+
+def _family(choice: dict[str, Any]) -> str:
+    cells = {option["mechanism"]: "yes" if option["available"] else "no" for option in choice["options"]}
+    if choice["chosen"] is not None:
+        cells[choice["chosen"]] = "chosen"
+    return (f"         {choice['family']:11}" + "".join(f"{cells.get(name, '-'):12}" for name in MECHANISMS)).rstrip()

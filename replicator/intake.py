@@ -1,7 +1,7 @@
 """What the kernel says, into the outbox: names, byte ranges, and what it could not hand over.
 
-Takes a sensor and the names' queue; marks what is owed and what is to be looked at. Loss widens what is looked at
-again.
+Takes a sensor and, if that does not tell names, the names' queue; marks what is owed and what is to be looked at. Loss
+widens what is looked at again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import time
 import numpy as np
 
 from replicator.capture.event import EventKind
-from replicator.capture.names import InodeLook, Names, Overflow, SlotLook
+from replicator.capture.looks import parted
+from replicator.capture.names import InodeLook, ListLook, Look, MovedLook, Names, SlotLook
 from replicator.capture.sensor import NAMELESS_LOSSES, Sensor
 from replicator.dirty.merge import merge
 from replicator.observe.metrics import SenderMetrics
@@ -24,9 +25,9 @@ _KINDS = {int(kind): kind.name.lower() for kind in EventKind}
 
 
 class Intake:
-    """Both channels of one source."""
+    """What the kernel says of one source."""
 
-    def __init__(self, sensor: Sensor, names: Names, outbox: Outbox, metrics: SenderMetrics) -> None:
+    def __init__(self, sensor: Sensor, names: Names | None, outbox: Outbox, metrics: SenderMetrics) -> None:
         self._sensor = sensor
         self._names = names
         self._outbox = outbox
@@ -35,21 +36,32 @@ class Intake:
 
     def take_names(self, now: int) -> None:
         """Take what is in the names' queue now: looks for the resolver, attributes for the table."""
+        if self._names is None:
+            return
         looks = self._names.drain_queued()
-        inodes = 0
         for look in looks:
-            if isinstance(look, SlotLook):
-                if self._outbox.index.is_member(look.slot.parent):
-                    self._outbox.resolver.look(look.slot, now)
-            elif isinstance(look, InodeLook):
-                inodes += 1
-                if self._outbox.index.is_member(look.id):
-                    self._outbox.table.mark(look.id, now)
-            elif isinstance(look, Overflow):
-                self._names_lost(now)
+            self._look(look, now)
         if looks:
+            inodes = sum(isinstance(look, InodeLook) for look in looks)
             self._metrics.events.add("inode", inodes)
             self._metrics.events.add("name", len(looks) - inodes)
+
+    def _look(self, look: Look, since: int) -> None:
+        index, resolver = self._outbox.index, self._outbox.resolver
+        if isinstance(look, SlotLook):
+            if index.is_member(look.slot.parent):
+                resolver.look(look.slot, since)
+        elif isinstance(look, InodeLook):
+            if index.is_member(look.id):
+                self._outbox.table.mark(look.id, since)
+        elif isinstance(look, MovedLook):
+            for slot in index.slots_of(look.id):
+                resolver.look(slot, since)
+        elif isinstance(look, ListLook):
+            if index.is_member(look.id):
+                resolver.list(look.id, since)
+        else:
+            self._names_lost(since)
 
     def _names_lost(self, now: int) -> None:
         """Names or attributes changed and the kernel could not say where: look at all of them again."""
@@ -58,6 +70,10 @@ class Intake:
         self._metrics.resyncs.add("names_overflow")
         for id in self._outbox.index.subtree(self._outbox.index.root):
             self._outbox.table.mark(id, now)
+        self._list_all(now)
+
+    def _list_all(self, now: int) -> None:
+        for id in self._outbox.index.subtree(self._outbox.index.root):
             if self._outbox.index.is_directory(id):
                 self._outbox.resolver.list(id, now)
 
@@ -70,8 +86,17 @@ class Intake:
             for kind, amount in enumerate(np.bincount(records["kind"]).tolist()):
                 if amount:
                     self._metrics.events.add(_KINDS.get(kind, "whole"), amount)
-            merge(records, self._outbox.table, self._outbox.index.is_member, self._outbox.outsiders)
+            records, looks = parted(records, self._sensor.names())
+            for since, look in looks:
+                self._look(look, since)
+            outbox = self._outbox
+            merge(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
             self._sensor.advance()
+
+    def fence(self) -> None:
+        """What the kernel side leaves untold from here on is told of by records that are not drained yet."""
+        self._outbox.fence = self._sensor.fence()
+        self._outbox.table.repeats = False
 
     def check_losses(self) -> None:
         """Widen what is owed by whatever the kernel could not hand over."""
@@ -86,8 +111,12 @@ class Intake:
         lost = [id for id in self._sensor.lost_inodes() if self._outbox.index.is_member(id)]
         for id in lost:
             self._outbox.table.mark(id, now).mark_whole()
+            if self._outbox.index.is_directory(id):
+                self._outbox.resolver.list(id, now)
         log.warning("the kernel dropped events (%s): %d files are read again", ", ".join(sorted(grown)), len(lost))
         if grown & NAMELESS_LOSSES:
             log.warning("it is not known of which files: all are compared with the replica")
             self._metrics.resyncs.add("events_lost")
             self._outbox.compare_all(now)
+            if self._sensor.tells_names:
+                self._list_all(now)

@@ -46,6 +46,8 @@ class Reading:
         """Have read what is owed and may be read."""
         room = READING - self._outbox.reading
         if room > 0 or self._outbox.readable:
+            if self._outbox.table.repeats:
+                self._intake.fence()
             flushes = self._outbox.next_reads(now, max(0, room), calm=CALM)
             if flushes:
                 self._pool.submit(flushes)

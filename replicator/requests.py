@@ -10,10 +10,14 @@ from replicator import __version__
 from replicator.capture.select import sensor_name
 from replicator.observe.control import Caller
 from replicator.observe.log import printable
+from replicator.source.backlog import writers
 from replicator.verify import Verification
 
 if TYPE_CHECKING:
     from replicator.sender import Sender
+
+WRITERS = 20
+"""Writers of the backlog that `status` tells."""
 
 
 class Requests:
@@ -62,6 +66,7 @@ class Requests:
         )
         sent, received = sender.uplink.wire_bytes
         stuck = outbox.pace.stuck()
+        backlog, estimated = writers(outbox, WRITERS)
         return {
             "role": "sender",
             "version": __version__,
@@ -75,6 +80,8 @@ class Requests:
             "files": len(sender.index),
             "dirty_files": len(sender.table) + outbox.reading,
             "dirty_bytes": outbox.dirty_bytes(),
+            "writers": backlog,
+            "writers_estimated": estimated,
             "oldest_unreplicated_seconds": sender.oldest_age(),
             "epochs_in_flight": len(outbox.inflight),
             "durable_epoch": sender.durable,

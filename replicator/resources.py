@@ -7,6 +7,8 @@ the source tree beside the package, a wheel inside the package. It does not prom
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -34,15 +36,29 @@ def load_bcc() -> ModuleType:
     EnvironmentFault if they are missing, or if the package of the same name from PyPI (crystal lattices) shadows them.
     """
     try:
-        bcc = importlib.import_module("bcc")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bcc = importlib.import_module("bcc")
     except ImportError as error:
-        raise EnvironmentFault(
-            f"the BCC bindings cannot be imported ({error}): install python3-bpfcc (Debian, Ubuntu) or python3-bcc "
-            "(Fedora), and run rsyncfs from an environment that sees the system's packages"
-        ) from error
+        raise _no_bcc(error) from error
     if not hasattr(bcc, "BPF"):
         raise EnvironmentFault(
             f"the module bcc at {bcc.__file__} is not the BPF Compiler Collection but an unrelated package from PyPI: "
             "uninstall it and install python3-bpfcc"
         )
     return bcc
+
+
+def bcc_origin() -> Path:
+    """The file of the BCC bindings, which are not imported for that. EnvironmentFault if they are missing."""
+    found = importlib.util.find_spec("bcc")
+    if found is None or found.origin is None:
+        raise _no_bcc("No module named 'bcc'")
+    return Path(found.origin)
+
+
+def _no_bcc(why: object) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"the BCC bindings cannot be imported ({why}): install python3-bpfcc (Debian, Ubuntu) or python3-bcc "
+        "(Fedora), and run rsyncfs from an environment that sees the system's packages"
+    )

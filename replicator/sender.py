@@ -21,13 +21,17 @@ from typing import Any
 import numpy as np
 
 from replicator import __version__, syscalls
+from replicator.attribution.cgroups import Cgroups
+from replicator.attribution.processes import command_of
 from replicator.barrier import Barriers
 from replicator.capture.names import Names
-from replicator.capture.probe import LIMITS
+from replicator.capture.probe import limits
 from replicator.capture.select import select_sensor, sensor_name
 from replicator.capture.sensor import Sensor
+from replicator.capture.tracepoint import MODIFY
 from replicator.comparison import Comparison
 from replicator.config import SendOptions
+from replicator.dirty.writers import Writers
 from replicator.errors import EnvironmentFault, RemoteError
 from replicator.host import ancestors, boot_id
 from replicator.intake import Intake
@@ -89,15 +93,21 @@ class Sender:
         self.sensor.attach(self.source)
         defer(self.sensor.close)
         self.metrics.sensor.info({"sensor": sensor_name(self.sensor)})
-        for limit in LIMITS.get(self.source.fstype, ()):
+        coverage = self.sensor.coverage()
+        for limit in limits(self.source.fstype, coverage):
             log.warning("%s", limit)
-        self.names = Names(self.source)
-        defer(self.names.close)
+        modify = any(item.mechanism == MODIFY for item in coverage)
+        names = None if self.sensor.tells_names else Names(self.source, modify=modify)
+        if names is not None:
+            defer(names.close)
         # Pages that were dirty before the hooks were attached stay silent until they are clean.
         syscalls.syncfs(self.source.read_fd)
-        self.outbox = Outbox(self.source.id, exclude)
+        cgroups = Cgroups()
+        defer(cgroups.close)
+        self.outbox = Outbox(self.source.id, exclude, writers=Writers(command_of, cgroups.path))
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
-        self.intake = Intake(self.sensor, self.names, self.outbox, self.metrics)
+        self.intake = Intake(self.sensor, names, self.outbox, self.metrics)
+        self.intake.fence()
         self.comparison = Comparison(self.outbox, self.ask, self._barrier)
         self.barriers = Barriers(self.outbox.generations)
         self.view = SourceNamespace(self.source)
@@ -115,8 +125,9 @@ class Sender:
         self.requests = Requests(self)
         self.control = ControlServer(self.state.path, self.selector, self.requests.handle)
         defer(self.control.close)
-        for watched in (self.sensor, self.names, self.reading, self.worker):
-            self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
+        for watched in (self.sensor, names, self.reading, self.worker):
+            if watched is not None:
+                self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
         self.progress = Progress()
         defer(self.progress.close)
         self.phase = "connecting"

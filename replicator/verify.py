@@ -177,6 +177,7 @@ class Verification:
 
     def _read(self, batch: list[_Candidate]) -> None:
         sender = self._sender
+        sender.intake.fence()  # so that whatever is written from here on is told
         sender.table.watched = {candidate.id for candidate in batch}
         source, ids = sender.source, [candidate.id for candidate in batch if sender.index.is_member(candidate.id)]
 

@@ -1,7 +1,7 @@
 """The kernel's own description of its types (BTF), read from /sys/kernel/btf.
 
-Takes raw BTF, vmlinux and those of modules on top of it; gives offsets and types of struct members and the argument
-types of raw tracepoints. Does not interpret what it is not asked about. Offsets and sizes are bytes.
+Takes raw BTF, vmlinux and those of modules on top of it; gives offsets and types of struct members, and the argument
+types of functions and raw tracepoints. Does not interpret what it is not asked about. Offsets and sizes are bytes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,24 @@ class Member:
     ctype: str | None
 
 
-class _Section:
-    """One BTF blob; `base` is where its type ids and string offsets start."""
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of the kernel."""
 
-    def __init__(self, blob: bytes, first_id: int, first_string: int) -> None:
+    id: int
+    """The id of its type, in the BTF of where it is."""
+    module: str
+    """The module that it is in; empty for the kernel itself."""
+    arguments: tuple[str, ...]
+    """Their types as C spells them, without qualifiers."""
+    result: str
+
+
+class _Section:
+    """One BTF blob; `first_id` and `first_string` are where its type ids and string offsets start."""
+
+    def __init__(self, blob: bytes, first_id: int, first_string: int, module: str = "") -> None:
+        self.module = module
         if len(blob) < 24:
             raise BtfError("BTF is too short for its header")
         magic, _version, _flags, header, type_off, type_len, string_off, string_len = struct.unpack_from(
@@ -49,6 +63,7 @@ class _Section:
         self.first_id = first_id
         self.first_string = first_string
         self.positions: list[int] = []
+        self.functions: dict[int, list[int]] = {}
         words, position, end = self.words, 0, len(self.words)
         while position < end:
             self.positions.append(position)
@@ -60,8 +75,26 @@ class _Section:
 
     def offset_of(self, name: str) -> int:
         """Where in the strings a name is (each is there once); -1 if it is not."""
-        found = self.strings.find(b"\0" + name.encode() + b"\0")
+        ended = name.encode() + b"\0"
+        if self.strings.startswith(ended):  # a module's: vmlinux's begin with the empty one
+            return 0
+        found = self.strings.find(b"\0" + ended)
         return found + 1 if found >= 0 else -1
+
+    def enumerators(self) -> dict[int, int]:
+        """The value of each enumerator, by the offset of its name."""
+        found: dict[int, int] = {}
+        words = self.words
+        for position in self.positions:
+            info = words[position + 1]
+            kind, count = info >> 24 & 0x1F, info & 0xFFFF
+            if kind not in (_ENUM, _ENUM64):
+                continue
+            width = _EACH[kind]
+            for entry in range(position + 3, position + 3 + width * count, width):
+                value = words[entry + 1] | (words[entry + 2] << 32 if kind == _ENUM64 else 0)
+                found.setdefault(words[entry], value)
+        return found
 
 
 class Btf:
@@ -70,7 +103,7 @@ class Btf:
     def __init__(self, vmlinux: bytes) -> None:
         self._sections = [_Section(vmlinux, 1, 0)]
         self._ids: dict[tuple[int, str], int] = {}
-        self._enumerators: dict[int, int] = {}  # by the offset of the name
+        self._enumerators: dict[int, dict[int, int]] = {}  # by the section's number
         self._index(self._sections[0])
 
     @classmethod
@@ -83,13 +116,13 @@ class Btf:
         for module in modules:
             path = directory / module
             if path.exists():
-                btf.add(path.read_bytes())
+                btf.add(path.read_bytes(), module)
         return btf
 
-    def add(self, module: bytes) -> None:
+    def add(self, blob: bytes, module: str) -> None:
         """Add a module's (split) BTF. Modules do not refer to one another, only to vmlinux."""
         base = self._sections[0]
-        section = _Section(module, 1 + len(base.positions), len(base.strings))
+        section = _Section(blob, 1 + len(base.positions), len(base.strings), module)
         self._sections.append(section)
         self._index(section)
 
@@ -110,36 +143,54 @@ class Btf:
         if where is None:
             return None
         section, position = self._at(where, self._resolve(where))  # a pointer
-        section, position = self._at(where, self._resolve(where, section.words[position + 2]))
-        words = section.words
-        count = words[position + 1] & 0xFFFF
-        # the first is the probe's private data
-        return tuple(self._spell(where, words[position + 4 + 2 * i]) for i in range(1, count))
+        _, arguments = self._prototype(where, self._resolve(where, section.words[position + 2]))
+        return arguments[1:]  # the first is the probe's private data
 
     def enumerator(self, name: str) -> int | None:
-        """The value of an enumerator of vmlinux, as a number without sign. None if there is none."""
-        section = self._sections[0]
-        if not self._enumerators:
-            words = section.words
-            for position in section.positions:
-                info = words[position + 1]
-                kind, count = info >> 24 & 0x1F, info & 0xFFFF
-                if kind not in (_ENUM, _ENUM64):
-                    continue
-                width = _EACH[kind]
-                for entry in range(position + 3, position + 3 + width * count, width):
-                    value = words[entry + 1] | (words[entry + 2] << 32 if kind == _ENUM64 else 0)
-                    self._enumerators.setdefault(words[entry], value)
-        return self._enumerators.get(section.offset_of(name))
-
-    def function(self, name: str) -> int | None:
-        """The type id of a function of vmlinux. None if there is none."""
-        section = self._sections[0]
-        offset = section.offset_of(name)
-        for index, position in enumerate(section.positions):
-            if section.words[position] == offset and section.words[position + 1] >> 24 & 0x1F == _FUNC:
-                return section.first_id + index
+        """The value of an enumerator of vmlinux or of an added module, without sign. None if there is none."""
+        base = self._sections[0]
+        for number, section in enumerate(self._sections):
+            values = self._enumerators.get(number)
+            if values is None:
+                values = self._enumerators[number] = section.enumerators()
+            for owner in (section, base):
+                offset = owner.offset_of(name)
+                if offset >= 0 and (value := values.get(owner.first_string + offset)) is not None:
+                    return value
         return None
+
+    def function(self, name: str) -> Function | None:
+        """A function of vmlinux or of an added module. None if there is none, or several different ones."""
+        found: Function | None = None
+        for number, section in enumerate(self._sections):
+            for offset in {section.offset_of(name) + section.first_string, self._sections[0].offset_of(name)}:
+                for index in self._functions_of(section).get(offset, ()):
+                    position = section.positions[index]
+                    if self._string(section, section.words[position]) != name:
+                        continue
+                    if found is not None:
+                        return None
+                    id = section.first_id + index
+                    result, arguments = self._prototype(number << 32 | id, section.words[position + 2])
+                    found = Function(id, section.module, arguments, result)
+        return found
+
+    @staticmethod
+    def _functions_of(section: _Section) -> dict[int, list[int]]:
+        """The section's functions (their numbers in it) by the offset of their name."""
+        if not section.functions:
+            words = section.words
+            for index, position in enumerate(section.positions):
+                if words[position + 1] >> 24 & 0x1F == _FUNC:
+                    section.functions.setdefault(words[position], []).append(index)
+        return section.functions
+
+    def _prototype(self, where: int, type_id: int) -> tuple[str, tuple[str, ...]]:
+        section, position = self._at(where, type_id)
+        words = section.words
+        count = words[position + 1] & 0xFFFF
+        arguments = tuple(self._spell(where, words[position + 4 + 2 * i]) for i in range(count))
+        return self._spell(where, words[position + 2]), arguments
 
     # A type is found by a handle: its id, plus the number of its section, because ids of modules overlap.
 
@@ -203,9 +254,11 @@ class Btf:
         kind = self._kind(where, resolved)
         if kind == _PTR:
             return "void *"
+        section, position = self._at(where, resolved)
+        if kind == _STRUCT and section.words[position + 1] & 0xFFFF == 1:  # a number that C cannot mix with others
+            return self._ctype(where, section.words[position + 4])
         if kind not in (_INT, _ENUM, _ENUM64):
             return None
-        section, position = self._at(where, resolved)
         size = section.words[position + 2]
         if kind == _INT:
             signed = section.words[position + 3] >> 24 & 1

@@ -23,7 +23,7 @@ EVENT = np.dtype(
         ("kind", "u1"),  # EventKind
         ("fs", "u1"),
         ("flags", "<u2"),  # EventFlag
-        ("epoch", "<u4"),
+        ("epoch", "<u4"),  # of the reader (fence.py), if repeats of this write are not told; else 0
     ]
 )
 """One record, 64 bytes."""
@@ -33,6 +33,10 @@ Events = npt.NDArray[np.void]
 
 TO_THE_END = 2**64 - 1
 """`len` of a record that reaches to the end of the file, wherever that is."""
+
+
+SHORT_NAME, LONG_NAME = 72, 288
+"""Room (bytes) behind a NAME record, for names shorter than the first and for all others."""
 
 
 class EventKind(IntEnum):
@@ -50,6 +54,9 @@ class EventKind(IntEnum):
     """Attributes changed; bytes did not."""
     WHOLE = 6
     """Bytes changed, it is not known which."""
+    NAME = 7
+    """A name in this directory means something else. The upper half of `len` is its length; 0 says that any of
+    them may."""
 
 
 class EventFlag(IntFlag):
@@ -61,3 +68,5 @@ class EventFlag(IntFlag):
     """The range may have become a hole, or stopped being one."""
     BEFORE = 1 << 2
     """Submitted before the effect was complete, under the inode's lock."""
+    MOVED = 1 << 3
+    """Of a NAME: the inode that has it now (number `off`, generation the low half of `len`) had another before."""

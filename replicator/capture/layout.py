@@ -1,8 +1,8 @@
 """What the eBPF sources ask of the kernel's types, and the answers as C constants.
 
 Takes the text of the sources and BTF; gives `#define`s for every FIELD, ADDRESS, CONTAINER and HAS_FIELD in the text,
-and a judgement of every HOOK. Offsets come from BTF itself, so there is no compiled layout that could disagree with
-the kernel's; what BTF does not have is reported, never guessed.
+and a judgement of every HOOK, ENTRY and AFTER. Offsets come from BTF itself, so there is no compiled layout that could
+disagree with the kernel's; what BTF does not have is reported, never guessed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from replicator.capture.btf import Btf, BtfError
 
 _ACCESS = re.compile(r"\b(FIELD|ADDRESS|CONTAINER|HAS_FIELD)\((\w+), (\w+)\b")
 _HOOK = re.compile(r"^HOOK\((\w+), (\w+)((?:, [^,()]+)*)\)$", re.MULTILINE)
+_FUNCTION = re.compile(r"^(ENTRY|AFTER)\((\w+), (\w+), (\w+)((?:, [^,()]+)*)\)$", re.MULTILINE)
+_INSTEAD = re.compile(r"^INSTEAD\((\w+), (\w+)\)$", re.MULTILINE)
+_OPTIONAL = re.compile(r"^OPTIONAL\((\w+)\)$", re.MULTILINE)
 _ENUMERATOR = re.compile(r"\bENUMERATOR\((\w+)([,)])")
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _MACRO = re.compile(r"^[ \t]*#[ \t]*define\b(?:[^\n]*\\\n)*[^\n]*$", re.MULTILINE)
@@ -39,8 +42,8 @@ class Hook:
     arguments: tuple[str, ...]
 
     @property
-    def function(self) -> str:
-        """The program's name in the compiled object."""
+    def program(self) -> str:
+        """Its name in the compiled object."""
         return f"hook__{self.family}__{self.tracepoint}"
 
     def objection(self, btf: Btf) -> str | None:
@@ -54,6 +57,55 @@ class Hook:
         if wanted != there:
             return f"this kernel passes ({', '.join(there)}), expected was ({', '.join(wanted)})"
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionHook:
+    """One body of the sources that is called at the entry or after the return of a function of the kernel."""
+
+    family: str
+    fstype: str
+    """The filesystem that the function belongs to; "any" for all."""
+    function: str
+    arguments: tuple[str, ...]
+    """Types of those arguments that the body is given, in the kernel's order; others may stand between them."""
+    entry: bool
+    instead: str = ""
+    """A function in whose place this one is hooked where the kernel lacks it."""
+    optional: bool = False
+    """A kernel without this function has nothing that it would do, or another one that is hooked."""
+
+    def positions(self, there: tuple[str, ...]) -> tuple[int, ...] | None:
+        """Where among a function's arguments those are that the body is given; None if not all are there."""
+        found: list[int] = []
+        for wanted in self.arguments:
+            start = found[-1] + 1 if found else 0
+            at = next((i for i in range(start, len(there)) if there[i] == wanted), None)
+            if at is None:
+                return None
+            found.append(at)
+        return tuple(found)
+
+    def superfluous(self, btf: Btf) -> bool:
+        """Whether nothing is lost without this hook on the kernel that `btf` describes."""
+        if self.instead:
+            return btf.function(self.instead) is not None
+        return self.optional and btf.function(self.function) is None
+
+    def objection(self, btf: Btf) -> str | None:
+        """Why this hook cannot be used on the kernel that `btf` describes; None if it can."""
+        there = btf.function(self.function)
+        if there is None:
+            return "this kernel has no such function"
+        if self.positions(there.arguments) is None:
+            return f"this kernel passes ({', '.join(there.arguments)}), expected was ({', '.join(self.arguments)})"
+        if len(there.arguments) > REGISTERS:
+            return f"it takes more than {REGISTERS} arguments"
+        return None
+
+
+REGISTERS = 6
+"""Arguments that are passed in registers; of a function with more, trampolines and probes see the first ones only."""
 
 
 def accesses(source: str) -> list[Access]:
@@ -71,6 +123,29 @@ def hooks(source: str) -> list[Hook]:
         found.append(Hook(family, tracepoint, tuple(word.strip() for word in rest.split(",")[1:])))
     if len(found) != len(re.findall(r"\bHOOK\(", text)) or len(set(found)) != len(found):
         raise ValueError("a HOOK is not on a line of its own, or twice there")
+    return found
+
+
+def function_hooks(source: str) -> list[FunctionHook]:
+    """Every ENTRY and AFTER of `source`. ValueError for one that is not on one line, or twice there."""
+    text = _MACRO.sub("", _COMMENT.sub("", source))
+    instead = {other: one for one, other in _INSTEAD.findall(text)}
+    optional = set(_OPTIONAL.findall(text))
+    found = [
+        FunctionHook(
+            family,
+            fstype,
+            function,
+            tuple(word.strip() for word in rest.split(",")[1:]),
+            verb == "ENTRY",
+            instead.get(function, ""),
+            function in optional,
+        )
+        for verb, family, fstype, function, rest in _FUNCTION.findall(text)
+    ]
+    written = len(re.findall(r"\b(?:ENTRY|AFTER)\(", text))
+    if len(found) != written or len({(hook.function, hook.entry) for hook in found}) != written:
+        raise ValueError("an ENTRY or AFTER is not on a line of its own, or twice there")
     return found
 
 

@@ -3,8 +3,9 @@
 Takes a SourceRoot; gives looks for its whole filesystem, also for what lies outside the tree. A look never says what
 happened: the kernel merges events of one process into the oldest of them, so their order and number mean nothing.
 
-Silent here: times set by utimensat alone, capabilities stripped by a write, chattr, truncation, O_TMPFILE until it is
-linked, and everything inside a btrfs snapshot at the moment it is made (only its root is seen).
+Silent here: times set by utimensat alone and truncation (told with FAN_MODIFY, as is each write then),
+capabilities stripped by a write, chattr, O_TMPFILE until it is linked, and everything inside a btrfs snapshot at the
+moment it is made (only its root is seen).
 """
 
 from __future__ import annotations
@@ -50,11 +51,23 @@ class InodeLook(NamedTuple):
     id: FileId
 
 
+class MovedLook(NamedTuple):
+    """Look at every name that this inode is known to have: it has another now."""
+
+    id: FileId
+
+
+class ListLook(NamedTuple):
+    """Look at every name in this directory."""
+
+    id: FileId
+
+
 class Overflow(NamedTuple):
     """The kernel dropped events, or sent what cannot be read: look at every directory."""
 
 
-Look = SlotLook | InodeLook | Overflow
+Look = SlotLook | InodeLook | MovedLook | ListLook | Overflow
 
 
 class Batch(NamedTuple):
@@ -140,8 +153,12 @@ def parse(data: bytes, id_of_handle: Callable[[int, bytes], FileId]) -> Batch:
 class Names:
     """The queue of name and attribute events of the source's filesystem, from construction until `close`."""
 
-    def __init__(self, source: SourceRoot) -> None:
-        """Start listening. EnvironmentFault, with cause and cure, where fanotify cannot."""
+    def __init__(self, source: SourceRoot, *, modify: bool = False) -> None:
+        """Start listening. EnvironmentFault, with cause and cure, where fanotify cannot.
+
+        `modify` asks for FAN_MODIFY as well: it costs each write about a microsecond, and tells of modification times
+        and truncations where no hook does.
+        """
         self._id_of_handle = source.id_of_handle
         try:
             self._fd = syscalls.fanotify_init(
@@ -153,7 +170,7 @@ class Names:
         except OSError as error:
             raise _fault(source, error) from error
         try:
-            _mark(self._fd, source)
+            _mark(self._fd, source, EVENTS | syscalls.FAN_MODIFY if modify else EVENTS)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
@@ -205,11 +222,11 @@ class Names:
         return parse(data, self._id_of_handle)
 
 
-def _mark(fd: int, source: SourceRoot) -> None:
+def _mark(fd: int, source: SourceRoot, events: int) -> None:
     """Listen to the whole filesystem."""
     flags = syscalls.FAN_MARK_ADD | syscalls.FAN_MARK_FILESYSTEM
     try:
-        syscalls.fanotify_mark(fd, flags, EVENTS, source.read_fd)
+        syscalls.fanotify_mark(fd, flags, events, source.read_fd)
     except OSError as error:
         if error.errno != errno.EXDEV or source.fstype != "btrfs":
             raise
@@ -218,7 +235,7 @@ def _mark(fd: int, source: SourceRoot) -> None:
     # Below a btrfs subvolume a mark is refused; the filesystem's own root takes one for all subvolumes.
     top = _btrfs_top(source)
     try:
-        syscalls.fanotify_mark(fd, flags, EVENTS, top)
+        syscalls.fanotify_mark(fd, flags, events, top)
     finally:
         os.close(top)
 

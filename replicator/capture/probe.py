@@ -7,20 +7,21 @@ finding says what is so now, not what will be.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from replicator import syscalls
-from replicator.capture import layout
-from replicator.capture.bpf import bpf_refusal, trampoline_refusal
+from replicator.capture import vfs
+from replicator.capture.bpf import bpf_refusal
 from replicator.capture.btf import Btf
-from replicator.capture.compile import bcc_module, kernel_types
+from replicator.capture.choice import Choice, choices, not_loaded
+from replicator.capture.compile import kernel_types
+from replicator.capture.select import select_sensor, sensor_name
 from replicator.capture.sensor import Coverage
-from replicator.capture.tracepoint import FAMILIES
+from replicator.capture.tracepoint import FAMILIES, MODIFY
+from replicator.capture.vfs import Mechanisms
 from replicator.errors import EnvironmentFault
-from replicator.resources import ebpf_directory
-
-_KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
+from replicator.resources import load_bcc
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Finding:
     """root, bpf, btf, bcc, fanotify, kprobes or trampolines."""
     available: bool
     required: bool
-    """Whether the `tracepoint` sensor needs it."""
+    """Whether a sensor needs it (fanotify: that of tracepoints)."""
     detail: str
     """Which it is, or why it is missing and what to do."""
 
@@ -41,14 +42,20 @@ class Support:
     """How completely one type of filesystem can be followed."""
 
     fstype: str
+    sensor: str | None
+    """Which would be taken; None if none can be."""
+    reason: str
+    """Why it cannot be followed; empty if it can."""
+    families: tuple[Choice, ...]
     coverage: tuple[Coverage, ...]
+    """Every hook of that sensor, as the kernel took it."""
     limits: tuple[str, ...]
     """What no hook can show, one sentence each."""
 
     @property
     def usable(self) -> bool:
-        """Whether any of its hooks can be attached."""
-        return any(item.covered and item.family == self.fstype for item in self.coverage)
+        """Whether it can be followed at all."""
+        return self.sensor is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,50 +72,76 @@ class Offer:
 
 
 def examine() -> Offer:
-    """Look at everything. Never raises for what is missing: that is what it reports."""
+    """Look at everything, load every program and remove it again. Never raises for what is missing: it reports that."""
     types, btf = _btf()
+    fanotify = _fanotify()
+    offered = vfs.mechanisms(types) if types is not None and os.geteuid() == 0 else Mechanisms("not root", "not root")
     findings = (
         _finding("root", os.geteuid() == 0, True, "running as root", "run rsyncfs as root, for example with sudo"),
         _bpf(),
         btf,
         _bcc(),
-        _fanotify(),
-        _finding("kprobes", _KPROBES.exists(), False, "available", "this kernel has none"),
-        _trampolines(types),
+        fanotify,
+        Finding(
+            "trampolines", offered.trampolines is None, False, offered.trampolines or "fexit programs can be attached"
+        ),
+        Finding("kprobes", offered.probes is None, False, offered.probes or "kernel probes can be attached"),
     )
     missing = [item.name for item in findings if item.required and not item.available]
-    filesystems = tuple(support(fstype, types) for fstype in FAMILIES) if types is not None else ()
-    if missing:
-        sensor, reason = None, f"missing: {', '.join(missing)}"
-    elif not any(item.usable for item in filesystems):
-        sensor, reason = None, "this kernel has none of the tracepoints of ext4, XFS, btrfs or tmpfs"
-    else:
-        sensor, reason = "tracepoint", "raw tracepoints serve; the vfs sensor is not part of this version"
-    return Offer(os.uname().release, findings, filesystems, sensor, reason)
+    if offered.usable and missing == ["fanotify"]:
+        missing = []
+    if missing or types is None:
+        return Offer(os.uname().release, findings, (), None, f"missing: {', '.join(missing)}")
+    filesystems = tuple(support(fstype, offered, fanotify.available) for fstype in FAMILIES)
+    if not any(item.usable for item in filesystems):
+        return Offer(os.uname().release, findings, filesystems, None, "no type of filesystem can be followed here")
+    if offered.usable:
+        by = (
+            "BPF trampolines"
+            if offered.trampolines is None
+            else f"kernel probes, for trampolines: {offered.trampolines}"
+        )
+        return Offer(os.uname().release, findings, filesystems, "vfs", by)
+    reason = f"trampolines: {offered.trampolines}; kernel probes: {offered.probes}"
+    return Offer(os.uname().release, findings, filesystems, "tracepoint", reason)
 
 
-def support(fstype: str, types: Btf) -> Support:
-    """What the kernel that `types` describes offers for a filesystem type of `FAMILIES`."""
-    coverage = []
-    for family in FAMILIES[fstype]:
-        source = (ebpf_directory() / f"{family}.c").read_text()
-        lacking = layout.missing(source, types)
-        for hook in layout.hooks(source):
-            reason = hook.objection(types) or (f"this kernel's types lack {', '.join(lacking)}" if lacking else "")
-            coverage.append(Coverage(family, f"raw tracepoint {hook.tracepoint}", not reason, reason))
-    return Support(fstype, tuple(coverage), LIMITS.get(fstype, ()))
+def support(fstype: str, offered: Mechanisms, fanotify: bool) -> Support:
+    """What this kernel offers for a filesystem type of `FAMILIES`."""
+    types = kernel_types((fstype, "iomap"))
+    families = choices(fstype, types, offered, fanotify)
+    if not_loaded(fstype, types):
+        return Support(fstype, None, f"the module {fstype} is not loaded: mount one and ask again", families, (), ())
+    try:
+        sensor = select_sensor("auto", fstype)
+        coverage = sensor.trial(fstype)
+    except EnvironmentFault as fault:
+        return Support(fstype, None, str(fault), families, (), ())
+    return Support(fstype, sensor_name(sensor), "", families, tuple(coverage), limits(fstype, coverage))
 
 
-LIMITS: dict[str, tuple[str, ...]] = {
-    "tmpfs": (
+def limits(fstype: str, coverage: Sequence[Coverage]) -> tuple[str, ...]:
+    """What remains invisible with this coverage, one sentence each."""
+    if fstype != "tmpfs":
+        return ()
+    found = [
         "stores through a shared mapping are invisible on tmpfs once a page is mapped: files that are written through "
-        "mmap there are not followed",
-    ),
-}
+        "mmap there are not followed"
+    ]
+    if any(item.mechanism == MODIFY for item in coverage):
+        found.append(
+            "this kernel does not tell how short a file on tmpfs was cut, nor of writes there that are no system call's"
+            " own (io_uring, loop devices): use Linux 6.13 or newer, or another filesystem"
+        )
+    return tuple(found)
 
 
 def _finding(name: str, available: bool, required: bool, good: str, bad: str) -> Finding:
     return Finding(name, available, required, good if available else bad)
+
+
+def _optional(name: str, refusal: str | None) -> Finding:
+    return Finding(name, refusal is None, False, refusal or "available")
 
 
 def _bpf() -> Finding:
@@ -126,7 +159,7 @@ def _btf() -> tuple[Btf | None, Finding]:
 
 def _bcc() -> Finding:
     try:
-        version = bcc_module().__version__
+        version = load_bcc().__version__
     except EnvironmentFault as fault:
         return Finding("bcc", False, True, str(fault))
     return Finding("bcc", True, True, f"version {version}")
@@ -142,13 +175,3 @@ def _fanotify() -> Finding:
 
 _FAN_CLASS_NOTIF = 0
 _FAN_REPORT_DFID_NAME_TARGET = 0x200 | 0x400 | 0x800 | 0x1000
-
-
-def _trampolines(types: Btf | None) -> Finding:
-    if types is None:
-        reason: str | None = "there are no types to attach by"
-    elif os.geteuid() != 0:
-        reason = "not root"
-    else:
-        reason = trampoline_refusal(types)
-    return Finding("trampolines", reason is None, False, reason or "available")

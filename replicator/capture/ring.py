@@ -1,7 +1,8 @@
 """Reads a BPF ring buffer's pages in bulk: records in, one numpy array out, no callback for each.
 
-Takes the descriptor of a BPF_MAP_TYPE_RINGBUF map whose records all have the size of `EVENT`; gives copies of them in
-ring order. Positions are bytes since the ring was made and only grow. Not for several readers.
+Takes the descriptor of a BPF_MAP_TYPE_RINGBUF map whose records have the size of `EVENT`, or that and room for a name,
+which is a whole number of strides; gives copies of them in ring order. Positions are bytes since the ring was made and
+only grow. Not for several readers.
 
 The kernel wakes a sleeping reader only for a record that lies exactly at the consumer position (the reader had read
 all others), and a poll answers "readable" whenever the positions differ. So a reader that polls after `advance()`, and
@@ -15,7 +16,7 @@ import mmap
 import numpy as np
 import numpy.typing as npt
 
-from replicator.capture.event import EVENT, Events
+from replicator.capture.event import EVENT, LONG_NAME, SHORT_NAME, EventKind, Events
 
 BUSY = 1 << 31
 """Of a record header's length: reserved, not submitted yet."""
@@ -25,6 +26,10 @@ DISCARD = 1 << 30
 _SLOT = np.dtype([("length", "<u4"), ("page", "<u4"), ("event", EVENT)])
 STRIDE: int = _SLOT.itemsize
 """Bytes from one record to the next: the kernel's header of 8 and the record, a multiple of 8 as it is."""
+
+_ROOMS = {EVENT.itemsize + room: 1 + room // STRIDE for room in (SHORT_NAME, LONG_NAME)}
+"""By the length of a record with a name: how many strides it takes."""
+_MOST = max(_ROOMS.values())
 
 
 class RingError(RuntimeError):
@@ -48,34 +53,73 @@ class RingView:
         if len(data) // 2 & self._mask:
             raise ValueError("the ring's size is not a power of two")
         self._position = int(consumer[0])
+        self.names: list[bytes] = []
+        """Of the last `drain`."""
 
     def drain(self, limit: int) -> Events | None:
         """A copy of at most `limit` next records, in order; None if there are none. Stops at a busy record.
 
-        RingError if a record of another size is met: positions are then unknown for good.
+        `names` holds the names of those of them that have one. RingError if a record of another size is met: positions
+        are then unknown for good.
         """
+        self.names = []
         while True:
-            count = min((int(self._producer[0]) - self._position) // STRIDE, limit)
+            there = (int(self._producer[0]) - self._position) // STRIDE
+            count = min(there, limit)
             if count <= 0:
                 return None
             start = self._position & self._mask
             slots = self._data[start : start + count * STRIDE].view(_SLOT)
             # Read once, and before the records: a length without BUSY means that its record is complete.
             lengths = slots["length"].copy()
-            busy = lengths & BUSY != 0
-            if busy.any():
-                count = int(busy.argmax())
-                if count == 0:
-                    return None
-                lengths, slots = lengths[:count], slots[:count]
-            if np.any(lengths & ~np.uint32(DISCARD) != EVENT.itemsize):
-                raise RingError(f"a record in the ring is not {EVENT.itemsize} bytes long")
-            self._position += count * STRIDE
-            kept = lengths & DISCARD == 0
-            if kept.all():
+            odd = np.flatnonzero(lengths != EVENT.itemsize)
+            if not len(odd):
+                self._position += count * STRIDE
                 return slots["event"].copy()
+            kept, count = self._sort_out(lengths, odd.tolist())
+            if not count:
+                if lengths[0] & BUSY:
+                    return None
+                limit = _MOST  # the first one is longer than was asked for
+                continue
+            self._position += count * STRIDE
             if kept.any():
-                return slots["event"][kept]
+                events = slots["event"][:count][kept]
+                self._read_names(start, np.flatnonzero(kept), events)
+                return events
+
+    def _sort_out(self, lengths: npt.NDArray[np.uint32], odd: list[int]) -> tuple[npt.NDArray[np.bool_], int]:
+        """Which of the slots hold a record to keep, and how many belong to complete records.
+
+        `odd` are those whose length is not that of a record without a name. What lies inside a record that takes
+        several looks like anything, so only the slots between records are judged.
+        """
+        kept = np.ones(len(lengths), np.bool_)
+        behind = 0
+        for at in odd:
+            if at < behind:
+                continue
+            length = int(lengths[at])
+            strides = 1
+            if length & BUSY:
+                return kept[:at], at
+            size = length & ~DISCARD
+            if size != EVENT.itemsize:
+                if size not in _ROOMS:
+                    raise RingError(f"a record in the ring is {size} bytes long")
+                strides = _ROOMS[size]
+                if at + strides > len(lengths):
+                    return kept[:at], at
+            kept[at : at + strides] = False
+            kept[at] = not length & DISCARD
+            behind = at + strides
+        return kept, len(lengths)
+
+    def _read_names(self, start: int, slots: npt.NDArray[np.intp], events: Events) -> None:
+        named = np.flatnonzero(events["kind"] == int(EventKind.NAME))
+        for slot, length in zip(slots[named].tolist(), (events["len"][named] >> 32).tolist(), strict=True):
+            at = start + (slot + 1) * STRIDE
+            self.names.append(self._data[at : at + min(length, LONG_NAME)].tobytes())
 
     def advance(self) -> None:
         """Give the space of all drained records back to the writers."""

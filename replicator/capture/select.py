@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from replicator.capture import tracepoint, vfs
+from replicator.capture.bpf import bpf_refusal
+from replicator.capture.bpf_sensor import BpfSensor
+from replicator.capture.compile import kernel_types
 from replicator.capture.sensor import Sensor
-from replicator.capture.tracepoint import TracepointSensor, families_of
+from replicator.capture.tracepoint import TracepointSensor
+from replicator.capture.vfs import VfsSensor
 from replicator.errors import EnvironmentFault, UsageError
 
 SENSORS = ("auto", "tracepoint", "vfs")
@@ -14,11 +19,19 @@ def sensor_name(sensor: Sensor) -> str:
     return type(sensor).__name__.removesuffix("Sensor").lower()
 
 
-def select_sensor(wanted: str, fstype: str) -> Sensor:
-    """A sensor, not attached yet. UsageError for an unknown name, EnvironmentFault for one that is not to be had."""
+def select_sensor(wanted: str, fstype: str, *, tracing: bool = False) -> BpfSensor:
+    """A sensor, not attached yet. UsageError for an unknown name, EnvironmentFault for one that is not to be had.
+
+    `tracing`: it tells of bytes and sizes only, not of attributes, and keeps the names of processes.
+    """
     if wanted not in SENSORS:
         raise UsageError(f"there is no sensor {wanted!r}: use one of {', '.join(SENSORS)}")
-    if wanted == "vfs":
-        raise EnvironmentFault("the vfs sensor is not part of this version: use --sensor tracepoint, or auto")
-    families_of(fstype)
-    return TracepointSensor()
+    refusal = bpf_refusal()
+    if refusal is not None:
+        raise EnvironmentFault(refusal)
+    types = kernel_types()
+    if wanted == "vfs" or (wanted == "auto" and vfs.mechanisms(types).usable):
+        vfs.families_of(fstype, types)
+        return VfsSensor(tracing=tracing)
+    tracepoint.families_of(fstype)
+    return TracepointSensor(tracing=tracing)

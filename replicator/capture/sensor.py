@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from replicator.capture.commands import Command
 from replicator.capture.event import Events
 from replicator.model import FileId
 
@@ -39,16 +40,22 @@ class Coverage:
     """One way in which a file can change, and how it is seen."""
 
     family: str
-    """The family of hooks: inode, ext4, iomap, xfs, btrfs, tmpfs, net."""
+    """The family of hooks, a file in ebpf/: inode, ext4, iomap, vfs_write, net and so on."""
     mechanism: str
-    """The hook, such as "raw tracepoint ext4_da_write_end"."""
+    """The hook, such as "raw tracepoint ext4_da_write_end" or "fexit notify_change"."""
     covered: bool
     reason: str = ""
     """Why it is not covered; empty if it is."""
+    instructions: int = 0
+    """How many the kernel's verifier looked at; 0 if it was not asked, or does not say."""
 
 
 class Sensor(Protocol):
     """A source of `EVENT` records for one filesystem."""
+
+    @property
+    def tells_names(self) -> bool:
+        """Whether its records tell changes of names too, and of all attributes; else fanotify must."""
 
     def attach(self, source: Watched) -> None:
         """Load and attach. What changes from now on is reported. EnvironmentFault says what is missing."""
@@ -59,6 +66,9 @@ class Sensor(Protocol):
     def drain(self, limit: int) -> Events | None:
         """A copy of at most `limit` next records, in ring order; None when there are none."""
 
+    def names(self) -> list[bytes]:
+        """The names of the NAME records among those of the last `drain()`, in their order."""
+
     def advance(self) -> None:
         """Give the drained records' space back to the kernel."""
 
@@ -68,11 +78,21 @@ class Sensor(Protocol):
     def consumed(self) -> int:
         """Ring position behind all records drained so far."""
 
+    def fence(self) -> int:
+        """Begin a new epoch; returns the low half of its number, never 0.
+
+        From the first call on, a write may be left untold if a record with the same epoch has told of the same place
+        (its `epoch` is not 0). What was left untold in earlier epochs shows in whatever is read after the call.
+        """
+
     def losses(self) -> dict[str, int]:
         """Totals by cause since attach. When one grew, `lost_inodes()` names the inodes; see `NAMELESS_LOSSES`."""
 
     def lost_inodes(self) -> list[FileId]:
         """Inodes whose records were lost since the last call: dirty as a whole."""
+
+    def command(self, pid: int) -> Command | None:
+        """What the process of recent records is, or was, called; None if that is not known, or not kept."""
 
     def coverage(self) -> list[Coverage]:
         """Every hook of the families in use, whether it is attached or why not."""
@@ -81,5 +101,5 @@ class Sensor(Protocol):
         """Detach and free everything. May be called twice."""
 
 
-NAMELESS_LOSSES = frozenset({"lost_map_full", "recursion"})
+NAMELESS_LOSSES = frozenset({"lost_map_full", "recursion", "probe_missed"})
 """Causes in `losses()` of which `lost_inodes()` cannot tell the inode: when one grew, every inode must be looked at."""

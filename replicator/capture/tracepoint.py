@@ -6,39 +6,36 @@ trampolines. A hook that this kernel lacks is reported in `coverage()` and does 
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from replicator.capture.bpf import recursion_member, recursion_misses
+from replicator.capture.bpf_sensor import BpfSensor
 from replicator.capture.btf import Btf
-from replicator.capture.compile import Program, kernel_types
-from replicator.capture.event import Events
-from replicator.capture.headers import CACHE
-from replicator.capture.ring import Ring
+from replicator.capture.compile import kernel_types
 from replicator.capture.sensor import Coverage, Watched
 from replicator.errors import EnvironmentFault
-from replicator.model import FileId
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "ext4": ("inode", "net", "iomap", "direct", "ext4"),
-    "xfs": ("inode", "net", "iomap", "direct", "xfs"),
+    "xfs": ("inode", "net", "iomap", "direct", "xfs", "exchange"),
     "btrfs": ("inode", "net", "iomap", "direct", "btrfs"),
     "tmpfs": ("inode", "tmpfs", "results", "requests", "faults"),
 }
 """The families of hooks (files in ebpf/) that each type of filesystem needs."""
 
-OLD_KERNELS: dict[str, tuple[str, ...]] = {"ext4": ("setattr",), "xfs": ("setattr",)}
-"""Families that stand in where a change of ctime passes no tracepoint (before Linux 6.13)."""
+NEWER: dict[str, tuple[str, ...]] = {
+    "ctime_ns_xchg": ("inode",),  # 6.13
+    "iomap_dio_complete": ("iomap", "direct"),  # 6.5
+    "xfs_exchrange_before": ("exchange",),  # 6.10, together with what it tells
+}
+"""Tracepoints that came late, and the families that are nothing without them."""
 
-# Two programs share this tracepoint (ebpf/direct.c), so that one that the kernel skips loses nothing.
-_TWICE = "iomap_dio_complete"
+STAND_INS: dict[str, dict[str, tuple[str, ...]]] = {
+    "ctime_ns_xchg": {"ext4": ("ext4_inode",), "xfs": ("xfs_inode",), "btrfs": ()},
+    "iomap_dio_complete": {"ext4": ("freed",), "xfs": ("freed",), "btrfs": ("freed",)},
+    "xfs_exchrange_before": {"xfs": ()},
+}
+"""What takes their place, by the tracepoint that is missing and the type of filesystem; where nothing can, no entry."""
 
-# enum rsyncfs_type of ebpf/maps.h
-_TYPES = {"ext4": 1, "xfs": 2, "btrfs": 3, "tmpfs": 4}
-_RING_FULL, _LOST_MAP_FULL = 0, 1
-
-RING_BYTES = 16 * 1024 * 1024
-LOST_INODES = 16384
+MODIFY = "fanotify FAN_MODIFY"
+"""The mechanism in `coverage()` that tells of attributes where no hook does: who listens to names must ask for it."""
 
 
 def families_of(fstype: str) -> tuple[str, ...]:
@@ -51,138 +48,34 @@ def families_of(fstype: str) -> tuple[str, ...]:
         ) from None
 
 
-def _families(fstype: str, types: Btf) -> tuple[str, ...]:
+def families_on(fstype: str, types: Btf) -> tuple[str, ...]:
+    """The families for a filesystem type on the kernel that `types` describes."""
     families = families_of(fstype)
-    if types.tracepoint("ctime_ns_xchg") is None:
-        families += OLD_KERNELS.get(fstype, ())
+    for tracepoint, instead in STAND_INS.items():
+        if fstype in instead and types.tracepoint(tracepoint) is None:
+            families = tuple(family for family in families if family not in NEWER[tracepoint]) + instead[fstype]
     return families
 
 
-class TracepointSensor:
-    """A `Sensor` over raw tracepoints.
+def attributes_by_modify(fstype: str, types: Btf) -> list[Coverage]:
+    """FAN_MODIFY, if no hook tells of the attributes that other fanotify events are silent about; else empty."""
+    if types.tracepoint("ctime_ns_xchg") is not None or STAND_INS["ctime_ns_xchg"].get(fstype):
+        return []
+    return [Coverage("inode", MODIFY, covered=True)]
 
-    `ring_bytes` is the ring's size (a power of two, at least a page), `lost_inodes` how many inodes can be remembered
-    by name when it overflows.
-    """
 
-    def __init__(
-        self, ring_bytes: int = RING_BYTES, lost_inodes: int = LOST_INODES, index: int = 0, cache: Path = CACHE
-    ) -> None:
-        if ring_bytes < os.sysconf("SC_PAGE_SIZE") or ring_bytes & (ring_bytes - 1):
-            raise ValueError("the ring's size must be a power of two and at least a page")
-        self._ring_bytes = ring_bytes
-        self._lost_inodes = lost_inodes
-        self._index = index
-        self._cache = cache
-        self._program: Program | None = None
-        self._misses_at: int | None = None
-        self._ring: Ring | None = None
+class TracepointSensor(BpfSensor):
+    """A `Sensor` over raw tracepoints."""
 
-    def attach(self, source: Watched) -> None:
-        """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
-        assert self._program is None, "attached already"
+    def _prepare(self, source: Watched, *, attach: bool) -> None:
         families_of(source.fstype)
         types = kernel_types((source.fstype, "iomap"))
-        self._misses_at = recursion_member(types)
-        self._program = Program(
-            _families(source.fstype, types),
-            {
-                "RSYNCFS_RING_PAGES": self._ring_bytes // os.sysconf("SC_PAGE_SIZE"),
-                "RSYNCFS_LOST_INODES": self._lost_inodes,
-            },
-            types,
-            self._cache,
-        )
-        try:
-            if not any(hook.family == source.fstype for hook in self._program.attached):
-                reasons = sorted({item.reason for item in self._program.excluded})
-                raise EnvironmentFault(
-                    f"none of the {source.fstype} tracepoints can be used: {'; '.join(reasons)}; use another kernel"
-                )
-            self._ring = Ring(self._program.map_descriptor("events"), self._ring_bytes)
-            self._watch(source)
-        except BaseException:
+        self._besides = attributes_by_modify(source.fstype, types)
+        self._load(source, families_on(source.fstype, types), types, attach=attach)
+        program = self._attached()
+        if not any(hook.family == source.fstype for hook in program.attached):
+            reasons = sorted({item.reason for item in program.excluded})
             self.close()
-            raise
-
-    def _watch(self, source: Watched) -> None:
-        filesystems = self._attached().table("filesystems")
-        filesystems[filesystems.Key(source.kernel_dev)] = filesystems.Leaf(self._index, _TYPES[source.fstype])
-
-    def fileno(self) -> int:
-        """The ring map's descriptor."""
-        return self._mapped().descriptor
-
-    def drain(self, limit: int) -> Events | None:
-        """See `Sensor.drain`."""
-        return self._mapped().drain(limit)
-
-    def advance(self) -> None:
-        """See `Sensor.advance`."""
-        self._mapped().advance()
-
-    def produced(self) -> int:
-        """See `Sensor.produced`."""
-        return self._mapped().produced()
-
-    def consumed(self) -> int:
-        """See `Sensor.consumed`."""
-        return self._mapped().consumed()
-
-    def losses(self) -> dict[str, int]:
-        """Totals since attach.
-
-        ring_full: records that did not fit; lost_map_full: of those, the ones whose inode could not be kept either;
-        recursion: programs that the kernel skipped because they were running already.
-        """
-        program = self._attached()
-        counters = program.table("losses")
-        return {
-            # the later cause first: whoever sees a ring_full sees its lost_map_full
-            "ring_full": int(sum(counters[counters.Key(_RING_FULL)])),
-            "lost_map_full": int(sum(counters[counters.Key(_LOST_MAP_FULL)])),
-            "recursion": sum(
-                recursion_misses(descriptor, self._misses_at)
-                for hook, descriptor in program.programs()
-                if hook.tracepoint != _TWICE
-            ),
-        }
-
-    def lost_inodes(self) -> list[FileId]:
-        """Take the inodes whose records were lost. One that is lost again meanwhile is in this answer or the next."""
-        table = self._attached().table("lost")
-        found = []
-        for key in list(table.keys()):
-            try:
-                del table[key]
-            except KeyError:
-                continue
-            found.append(FileId(key.fs, key.root, key.ino, key.gen))
-        return found
-
-    def coverage(self) -> list[Coverage]:
-        """Every hook of the families in use."""
-        program = self._attached()
-        return [
-            Coverage(hook.family, f"raw tracepoint {hook.tracepoint}", covered=True) for hook in program.attached
-        ] + [
-            Coverage(item.hook.family, f"raw tracepoint {item.hook.tracepoint}", covered=False, reason=item.reason)
-            for item in program.excluded
-        ]
-
-    def close(self) -> None:
-        """Detach and free everything."""
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
-        if self._program is not None:
-            self._program.close()
-            self._program = None
-
-    def _attached(self) -> Program:
-        assert self._program is not None, "not attached"
-        return self._program
-
-    def _mapped(self) -> Ring:
-        assert self._ring is not None, "not attached"
-        return self._ring
+            raise EnvironmentFault(
+                f"none of the {source.fstype} tracepoints can be used: {'; '.join(reasons)}; use another kernel"
+            )

@@ -9,64 +9,106 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from replicator.capture.event import EventFlag, EventKind, Events
+from replicator.capture.groups import INODE, WRITER, edges, group
 from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
+from replicator.dirty.writers import Writers
 from replicator.model import END_OF_FILE, FileId
 
 FEW = 64
 """Up to so many records are merged one by one: numpy's calls cost more than that."""
+SMALL = 8
+"""The same for the records of one inode, when the batch is taken apart already."""
 
 # Plain numbers: comparing with an enumeration's members costs more than all the rest.
 _WRITE, _FOLIO, _SIZE, _TAIL, _WHOLE = (
     int(kind) for kind in (EventKind.WRITE, EventKind.FOLIO, EventKind.SIZE, EventKind.TAIL, EventKind.WHOLE)
 )
 _ATTR = int(EventKind.ATTR)
+_SIZED = (_WRITE, _FOLIO)
 _MAPPED, _HOLES, _BEFORE = (int(flag) for flag in (EventFlag.MAPPED, EventFlag.HOLES, EventFlag.BEFORE))
 
 
-def merge(records: Events, table: DirtyTable, is_member: Callable[[FileId], bool], outsiders: MappedOutsiders) -> int:
-    """Mark what `records` say; returns how many of them belong to members. `outsiders` notes the others' mappings."""
+def merge(
+    records: Events,
+    table: DirtyTable,
+    is_member: Callable[[FileId], bool],
+    outsiders: MappedOutsiders,
+    writers: Writers,
+) -> int:
+    """Mark what `records`, at least one, say; returns how many of them belong to members.
+
+    `outsiders` notes the others' mappings, `writers` all that changed something, also the others'.
+    """
+    if np.any(records["epoch"]):
+        table.repeats = True
     if len(records) <= FEW:
-        return sum(_merge_one(record, table, is_member, outsiders) for record in records.tolist())
-    order = np.lexsort((records["gen"], records["ino"], records["root"], records["fs"]))
-    batch = records[order]
-    edges = np.flatnonzero(
-        (batch["ino"][1:] != batch["ino"][:-1])
-        | (batch["gen"][1:] != batch["gen"][:-1])
-        | (batch["root"][1:] != batch["root"][:-1])
-        | (batch["fs"][1:] != batch["fs"][:-1])
-    )
-    bounds = [0, *(edges + 1).tolist(), len(batch)]
+        few = records.tolist()
+        writers.begin(few[-1][0])
+        return sum(_merge_one(record, table, is_member, outsiders, writers) for record in few)
+    writers.begin(int(records["ts"][-1]))
+    # An inode's records, and within them those of each writer, lie in one piece.
+    groups = group(records, WRITER + INODE)
+    batch = records[groups.order]
+    pieces = groups.bounds[:-1]
+    heads = batch[pieces]
+    written = np.add.reduceat(_written(batch), pieces).tolist()
+    who = heads[list(WRITER)].tolist()
+    begins = edges([heads[name] for name in INODE])
+    bounds = groups.bounds.tolist()
     taken = 0
-    for first, last in pairwise(bounds):
-        head: Any = batch[first]
-        id = FileId(int(head["fs"]), int(head["root"]), int(head["ino"]), int(head["gen"]))
-        group = batch[first:last]
-        if not is_member(id):
-            if np.any((group["flags"] & EventFlag.MAPPED != 0) | (group["kind"] == EventKind.FOLIO)):
-                outsiders.note(id)
+    for inode, (first, last) in zip(heads[list(INODE)][begins[:-1]].tolist(), pairwise(begins.tolist()), strict=True):
+        members = batch[bounds[first] : bounds[last]]
+        if len(members) <= SMALL:
+            taken += sum(_merge_one(record, table, is_member, outsiders, writers) for record in members.tolist())
             continue
-        taken += last - first
-        _mark(table.mark(id, int(group["ts"].min()), complete=True), group)
+        id = FileId(*inode)
+        if is_member(id):
+            taken += len(members)
+            owed = table.mark(id, int(members["ts"].min()), complete=True)
+            _mark(owed, members)
+            share = owed.share
+        else:
+            if np.any((members["flags"] & EventFlag.MAPPED != 0) | (members["kind"] == EventKind.FOLIO)):
+                outsiders.note(id)
+            share = writers.stranger(id)
+        for piece in range(first, last):
+            share.add(writers.of(*who[piece]), written[piece])
     return taken
 
 
+def _written(records: Events) -> npt.NDArray[np.int64]:
+    """How many bytes each record says were written, 0 where that is not known."""
+    lengths = records["len"]
+    known = np.isin(records["kind"], _SIZED) & (lengths < END_OF_FILE)
+    return np.where(known, lengths, 0).astype(np.int64)
+
+
 def _merge_one(
-    record: tuple[int, ...], table: DirtyTable, is_member: Callable[[FileId], bool], outsiders: MappedOutsiders
+    record: tuple[int, ...],
+    table: DirtyTable,
+    is_member: Callable[[FileId], bool],
+    outsiders: MappedOutsiders,
+    writers: Writers,
 ) -> bool:
-    ts, ino, start, length, root, _, gen, _, kind, fs, flags, _ = record
+    ts, ino, start, length, root, cgroup, gen, pid, kind, fs, flags, epoch = record
     id = FileId(fs, root, ino, gen)
+    writer = writers.of(pid, cgroup)
+    written = length if kind in _SIZED and length < END_OF_FILE else 0
     if not is_member(id):
         if flags & _MAPPED or kind == _FOLIO:
             outsiders.note(id)
+        writers.stranger(id).add(writer, written)
         return False
     owed = table.mark(id, ts, complete=True)
+    owed.share.add(writer, written)
+    owed.repeated(epoch)
     owed.mapped |= bool(flags & _MAPPED) or kind == _FOLIO
     owed.holes |= bool(flags & _HOLES) or kind == _TAIL
     if kind == _WRITE and not flags & _BEFORE:
@@ -96,6 +138,9 @@ def _mark(owed: Owed, group: Events) -> None:
     flags = int(np.bitwise_or.reduce(group["flags"]))
     owed.mapped |= bool(flags & EventFlag.MAPPED)
     owed.holes |= bool(flags & EventFlag.HOLES)
+    if group["epoch"].any():
+        for epoch in np.unique(group["epoch"]).tolist():
+            owed.repeated(epoch)
     kinds = group["kind"]
     complete = (kinds == EventKind.WRITE) & (group["flags"] & EventFlag.BEFORE == 0)
     owed.written = max(owed.written, int(group["ts"][complete].max(initial=0)))

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from replicator.capture.epochs import reached
 from replicator.dirty.generations import Generations
 from replicator.dirty.ranges import RangeSet
+from replicator.dirty.writers import Share
 from replicator.model import END_OF_FILE, FileId
 
 
@@ -44,8 +46,12 @@ class Owed:
     """The file has, or had, writable shared mappings: flush them before reading."""
     holes: bool = False
     """Ranges may have become holes."""
+    epoch: int = 0
+    """That of the newest record after which repeats are not told (capture/fence.py); 0 if there is none."""
     beyond: int = 0
     """How often a read found ranges beyond the end of the file."""
+    share: Share = field(default_factory=Share)
+    """Who changed it, as far as that is known."""
 
     def absorb(self, other: Owed) -> None:
         """Unite with another of the same inode; neither's token is touched."""
@@ -62,6 +68,13 @@ class Owed:
         self.whole = self.whole or other.whole
         self.mapped |= other.mapped
         self.holes |= other.holes
+        self.share.update(other.share)
+        self.repeated(other.epoch)
+
+    def repeated(self, epoch: int) -> None:
+        """A record with this epoch was merged."""
+        if epoch and not reached(self.epoch, epoch):
+            self.epoch = epoch
 
     def lower(self, size: int) -> None:
         """The file had this size at some moment."""
@@ -87,6 +100,8 @@ class DirtyTable:
     def __init__(self, generations: Generations) -> None:
         self.generations = generations
         self._entries: dict[FileId, Owed] = {}
+        self.repeats = False
+        """Whether, since it was last set to False, a record was merged after which repeats are not told."""
         self.watched: set[FileId] = set()
         """Whoever wants to know what changes puts ids here; they vanish when they are marked."""
 
@@ -122,18 +137,27 @@ class DirtyTable:
         entry.absorb(owed)
 
     def seen(
-        self, owed: Owed, waited: int, read: int, sent: list[tuple[int, int]], size: int, *, all_read: bool
+        self,
+        owed: Owed,
+        waited: int,
+        read: int,
+        sent: list[tuple[int, int]],
+        size: int,
+        *,
+        all_read: bool,
+        fence: int = 0,
     ) -> None:
         """The flush `owed` was read from time `read` on, after waiting from `waited` on for the inode's lock.
 
         What is owed since, but was changed before, was in what was read, as far as that was sent: it is owed no more,
         or rather by that flush. `sent`: ranges [start, end); `size`: the file's, at the read; `all_read`: the flush
-        ends with this read, and so carries the attributes too.
+        ends with this read, and so carries the attributes too. `fence`: the epoch that began before the flush was
+        taken: what a record of this one, or a later, stands for may have come after the read.
         """
         entry = self._entries.get(owed.id)
         if entry is None or entry.written > read or entry.begun > waited:
             return
-        if entry.whole or entry.check or entry.mapped or owed.mapped:
+        if entry.whole or entry.check or entry.mapped or owed.mapped or reached(entry.epoch, fence):
             return
         for start, end in sent:
             entry.ranges.remove(start, end)
@@ -145,6 +169,7 @@ class DirtyTable:
             del self._entries[owed.id]
             owed.generation = self.generations.merge(owed.generation, entry.generation)
             owed.since = min(owed.since, entry.since)
+            owed.share.update(entry.share)
 
     def drop(self, id: FileId) -> None:
         """Owe nothing for `id` any more: it is gone, or outside the tree."""

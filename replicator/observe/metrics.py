@@ -19,7 +19,7 @@ from replicator.observe.histogram import Histogram
 EVENT_KINDS = ("write", "folio", "size", "tail", "attr", "whole", "name", "inode")
 """The record kinds of the kernel's ring, and what the names' channel says: a name or an inode to look at."""
 
-DROP_CAUSES = ("ring_full", "recursion", "names_overflow")
+DROP_CAUSES = ("ring_full", "recursion", "probe_missed", "names_overflow")
 """Why a record did not reach the sender. A sensor may know more causes; they appear when they happen."""
 
 RESYNC_CAUSES = ("start", "names_overflow", "events_lost", "compare")

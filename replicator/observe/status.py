@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from replicator.attribution.label import ROOT, UNKNOWN, label
+
+WRITERS = 5
+"""Writers of the backlog that are shown."""
+
 
 def render(answer: dict[str, Any]) -> str:
     """Lines of "name: value"; `answer` as the control socket gave it."""
@@ -25,6 +30,7 @@ def render(answer: dict[str, Any]) -> str:
         f"state:     {answer['phase']}, {answer['files']} files",
         f"owed:      {answer['dirty_files']} files, {answer['dirty_bytes']} bytes,"
         f" the oldest for {answer['oldest_unreplicated_seconds']:.3f} s",
+        *_writers(answer["writers"], estimated=answer["writers_estimated"]),
         f"lag:       applied p50 {lag['p50']:.2f} ms, p99 {lag['p99']:.2f} ms;"
         f" durable p50 {durable['p50']:.2f} ms, p99 {durable['p99']:.2f} ms",
         f"wire:      {answer['wire_bytes']['sent']} bytes sent, {answer['wire_bytes']['received']} received",
@@ -37,3 +43,20 @@ def render(answer: dict[str, Any]) -> str:
     if lost:
         lines.append("dropped:   " + ", ".join(f"{cause} {total}" for cause, total in lost.items()))
     return "\n".join(lines)
+
+
+def _writers(rows: list[dict[str, Any]], *, estimated: bool) -> list[str]:
+    """Who wrote what is owed, the largest first."""
+    lines: list[str] = []
+    for row in rows[:WRITERS]:
+        who = row["process"] or UNKNOWN
+        if row["processes"] > 1:
+            who += f" ({row['processes']} processes)"
+        elif row["pid"] is not None:
+            who += f" ({row['pid']})"
+        group = label(row["container"])
+        if group not in (ROOT, UNKNOWN):
+            who += f" in {group}"
+        about = "about " if estimated else ""
+        lines.append(f"{'' if lines else 'writers:':11}{who}: {about}{row['files']} files, {row['bytes']} bytes")
+    return lines

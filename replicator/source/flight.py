@@ -24,6 +24,8 @@ class Flush:
     """The size at the first slice: what the last one may announce at most."""
     taken: int = 0
     """When everything drained so far was in it, ns since the epoch."""
+    fence: int = 0
+    """The kernel side's epoch when it was taken; 0 while that tells every write."""
 
 
 @dataclass(slots=True)

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from replicator.dirty.generations import Generations
 from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
+from replicator.dirty.writers import Writers
 from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Slot, SlotFact
 from replicator.source.flight import Epoch, Flush, Part
 from replicator.source.naming import Naming
@@ -40,17 +41,26 @@ Payload = list[tuple[int, int, bytes]]
 class Outbox:
     """The sender's state, driven by its loop. Times are CLOCK_MONOTONIC in ns."""
 
-    def __init__(self, root: FileId, exclude: Exclude, clock: Callable[[], int] = time.time_ns) -> None:
-        """`clock`: ns since the epoch, as the kernel's for ctime."""
+    def __init__(
+        self,
+        root: FileId,
+        exclude: Exclude,
+        clock: Callable[[], int] = time.time_ns,
+        writers: Writers | None = None,
+    ) -> None:
+        """`clock`: ns since the epoch, as the kernel's for ctime. `writers` know names; without them none is known."""
         self._clock = clock
         self.generations = Generations()
         self.table = DirtyTable(self.generations)
         self.outsiders = MappedOutsiders()
+        self.writers = writers or Writers()
         self.index = TreeIndex(root)
         self.resolver = Resolver(self.index, exclude, self.generations)
         self.inflight: deque[Epoch] = deque()
         self.checking = False
         """New members are offered to the receiver for comparison before their bytes are sent."""
+        self.fence = 0
+        """The kernel side's present epoch; 0 while that tells every write."""
         self.calming = False
         """Whether `next_reads` passed over something that will be ready in a moment."""
         self.unlisted: dict[FileId, Due] = {}
@@ -136,6 +146,7 @@ class Outbox:
         self._naming.resume(id)  # it does not die after all
         owed = self.table.mark(id, since, generation)
         owed.mapped |= self.outsiders.take(id)
+        owed.share.update(self.writers.welcome(id))
         if self.checking and not owed.touched:
             owed.check = True
         else:
@@ -199,7 +210,7 @@ class Outbox:
         if owed.check and owed.touched:
             owed.check = False
             owed.mark_whole()
-        flush = self._reading[id] = Flush(owed, self._sizes.get(id), taken=self._clock())
+        flush = self._reading[id] = Flush(owed, self._sizes.get(id), taken=self._clock(), fence=self.fence)
         return flush
 
     def read_done(self, part: Part) -> None:
@@ -208,7 +219,9 @@ class Outbox:
             self.gone(part.flush)
         elif self.current(part.flush):
             flush, all_read = part.flush, not part.fact.partial
-            self.table.seen(flush.owed, part.waited, part.read, part.sent, flush.size, all_read=all_read)
+            self.table.seen(
+                flush.owed, part.waited, part.read, part.sent, flush.size, all_read=all_read, fence=flush.fence
+            )
             self._parts.append(part)
 
     def next_try(self, after: int) -> int | None:
@@ -431,12 +444,28 @@ class Outbox:
         counted = total = 0
         for owed in islice(self.table.values(), sample):
             counted += 1
-            for ranges in (owed.ranges, owed.folios):
-                end = min(ranges.end, self._sizes.get(owed.id, 0)) if ranges.end == END_OF_FILE else ranges.end
-                total += ranges.within(end).total
+            total += self.extent(owed) or 0
         if counted:
             total = total * len(self.table) // counted
         return total + sum(epoch.bytes for epoch in self.inflight)
+
+    def extent(self, owed: Owed) -> int | None:
+        """How many bytes it owes; None if they reach to the end of a file whose size is not known."""
+        total = 0
+        for ranges in (owed.ranges, owed.folios):
+            end = ranges.end
+            if end == END_OF_FILE:
+                size = self._sizes.get(owed.id)
+                if size is None:
+                    return None
+                end = min(end, size)
+            total += ranges.within(end).total
+        return total
+
+    def leaving(self) -> Iterator[Owed]:
+        """What is owed and not in the table any more: it is being read, or is in an epoch that is not durable."""
+        yield from (flush.owed for flush in self._reading.values())
+        yield from (flush.owed for epoch in self.inflight for flush in epoch.flushes)
 
     def oldest(self) -> int | None:
         """The time of the oldest change that is not durable on the replica."""

@@ -228,7 +228,8 @@ class Sender:
                 event["ino"], event["gen"] = record.id.ino, record.id.gen
                 event["flags"] = EventFlag.MAPPED if record.mapped else 0
                 event["off"], event["len"] = record.offset, record.length
-            merge(events, self.outbox.table, self.outbox.index.is_member, self.outbox.outsiders)
+            outbox = self.outbox
+            merge(events, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
 
     def take_looks(self, count: int) -> None:
         """Carry some looks to the resolver; what a name changed in is looked at too, for its times."""

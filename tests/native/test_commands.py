@@ -1,10 +1,11 @@
-"""`verify`, `status` and `trace` beside a running pair."""
+"""`verify` and `status` beside a running pair."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import Case, on
+from tests.support.cgroups import cgroup, hierarchy
 from tests.support.deadline import eventually
 from tests.support.load import Churn
 from tests.support.operations import MIB, content
-from tests.support.pair import Process, rsyncfs
+from tests.support.pair import rsyncfs
 
 pytestmark = [pytest.mark.native, on("ext4")]
 
@@ -129,60 +131,41 @@ def test_status_of_both_ends(case: Case) -> None:
             assert word in done.stdout
 
 
-@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "text"])
-def test_trace_shows_ranges_and_who_writes_them(case: Case, options: list[str]) -> None:
-    (case.source / "sub").mkdir()
-    outside = case.pair.source.with_name("outside-of-trace")
-    tracer = Process(["trace", str(case.source), *options], case.pair.state_dir / "trace.log")
-    try:
-        # No line says that it is attached: its first answer does.
-        poke = case.source / "poke"
-        eventually(lambda: poke.write_bytes(b"poke") and tracer.lines, 30, "a write is shown", every=0.1)
-        seen = len(tracer.lines)
-        outside.write_bytes(b"not ours")
-        with (case.source / "sub" / "a\nb").open("wb", buffering=0) as file:
-            file.write(b"x" * 5000)
-            os.pwrite(file.fileno(), b"y" * 10, 70_000)
-            os.ftruncate(file.fileno(), 100)
-        eventually(lambda: len([1 for line in tracer.lines[seen:] if "size" in line]), 10, "the truncation is shown")
-        lines = [line for line in tracer.lines[seen:] if "poke" not in line]
-    finally:
-        tracer.stop()
-    assert tracer.exit_code() == 0
-    assert not [line for line in lines if "outside" in line]
-    name = "sub/a\\x0ab"
-    if not options:
-        words = [line.split() for line in lines]
-        assert [name] * len(words) == [word[-1] for word in words]
-        assert [str(os.getpid())] * len(words) == [word[3] for word in words]
-        assert {"write", "size"} == {word[1] for word in words}
-        return
-    records = [json.loads(line) for line in lines]
-    assert {record["file"] for record in records} == {name}
-    assert {record["pid"] for record in records} == {os.getpid()}
-    assert {record["process"] for record in records} == {Path("/proc/self/comm").read_text().strip()}
-    writes = [(record["offset"], record["length"]) for record in records if record["kind"] == "write"]
-    assert sum(length for _, length in writes) == 5010
-    assert (70_000, 10) in writes
-    assert [record["offset"] for record in records if record["kind"] == "size"][-1] == 100
+def test_status_tells_who_wrote_what_is_owed(case: Case, scratch: Path) -> None:
+    """A process in a container writes to an old file and a new one while the receiver stands still, and ends."""
+    container = "/rsyncfs-test.slice/docker-" + "0123456789ab" + "d" * 52 + ".scope"
+    (case.source / "old").write_bytes(b"x" * 10_000)
+    case.pair.wait()
+    assert case.pair.status()["writers"] == []
+    assert case.pair.receiver is not None
 
+    def row() -> dict[str, Any] | None:
+        return next((row for row in case.pair.status()["writers"] if row["container"] == container), None)
 
-def test_trace_goes_on_after_its_queue_of_names_overflowed(case: Case) -> None:
-    deep = case.source / "sub" / "deep"
-    deep.mkdir(parents=True)
-    tracer = Process(["trace", str(case.source)], case.pair.state_dir / "trace-overflow.log")
-    try:
-        eventually(lambda: (deep / "poke").write_bytes(b"poke") and tracer.lines, 30, "a write is shown", every=0.1)
-        os.kill(tracer.pid, signal.SIGSTOP)
-        for number in range(int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text()) + 1000):
-            (case.source / f"flood{number}").touch()
-        (deep / "late").touch()
-        os.kill(tracer.pid, signal.SIGCONT)
-        eventually(
-            lambda: (deep / "late").write_bytes(b"late") and [1 for line in tracer.lines if "deep/late" in line],
-            60,
-            "a write to the file that nobody told of is shown",
-            every=0.1,
-        )
-    finally:
-        tracer.stop()
+    with hierarchy(scratch) as mount, cgroup(mount, container) as group:
+        os.kill(case.pair.receiver.pid, signal.SIGSTOP)
+        try:
+            script = 'printf 12345 | dd of="$1/old" conv=notrunc status=none; exec tee "$1/new"'
+            with group.start(
+                ["sh", "-euc", script, "sh", case.source], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+            ) as process:
+                assert process.stdin is not None
+                process.stdin.write(b"y" * 3000)
+                process.stdin.flush()
+                eventually(lambda: (told := row()) is not None and told["bytes"] >= 3000, 10, "its writer is known")
+            assert process.returncode == 0
+            rows = [told for told in case.pair.status()["writers"] if told["container"] == container]
+            assert {told["cgroup"] for told in rows} == {group.id}
+            tee = next(told for told in rows if told["process"] == "tee")
+            # the directory in which it made the file is owed as well
+            assert (tee["pid"], tee["files"], tee["bytes"]) == (process.pid, 2, 3000)
+            assert sum(told["files"] for told in rows) == 3
+            assert sum(told["bytes"] for told in rows) == 3005
+            shown = rsyncfs("status", "--state", case.pair.send_state).stdout.splitlines()
+            assert f"tee ({process.pid}) in docker-0123456789ab: 2 files, 3000 bytes" in next(
+                line for line in shown if "writers:" in line
+            )
+        finally:
+            os.kill(case.pair.receiver.pid, signal.SIGCONT)
+    case.pair.wait()
+    assert case.pair.status()["writers"] == []

@@ -261,7 +261,7 @@ def test_sources_that_do_not_compile_are_one_sentence(tmp_path: Path, monkeypatc
     shutil.copytree(ebpf_directory(), sources)
     with (sources / "ext4.c").open("a") as file:
         file.write("int broken(void) { return no_such_thing; }\n")
-    monkeypatch.setattr("replicator.capture.compile.ebpf_directory", lambda: sources)
+    monkeypatch.setattr("replicator.capture.source.ebpf_directory", lambda: sources)
     with pytest.raises(EnvironmentFault, match=r"cannot be compiled for this kernel \(ext4\.c:\d+:.* 'no_such_thing'"):
         TracepointSensor().attach(Filesystem("ext4", 1))
 

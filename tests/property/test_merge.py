@@ -14,6 +14,7 @@ from replicator.dirty.merge import merge
 from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable
+from replicator.dirty.writers import Share, Writers
 from replicator.model import END_OF_FILE, FileId
 
 RECORD = st.fixed_dictionaries(
@@ -26,6 +27,8 @@ RECORD = st.fixed_dictionaries(
         "off": st.integers(0, 50),
         "len": st.one_of(st.integers(0, 20), st.just(TO_THE_END)),
         "flags": st.sampled_from([0, EventFlag.MAPPED, EventFlag.HOLES, EventFlag.BEFORE]),
+        "pid": st.integers(1, 3),
+        "cgroup": st.integers(1, 2),
     }
 )
 
@@ -59,17 +62,17 @@ def one_by_one(record: dict[str, int], table: DirtyTable) -> None:
     owed.holes |= bool(record["flags"] & EventFlag.HOLES)
 
 
-@given(st.lists(RECORD, min_size=1, max_size=60), st.integers(0, 60))
-def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], few: int) -> None:
+@given(st.lists(RECORD, min_size=1, max_size=60), st.integers(0, 60), st.integers(0, 8))
+def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], few: int, small: int) -> None:
     batch = np.zeros(len(records), EVENT)
     for at, record in enumerate(records):
         for key, value in record.items():
             batch[at][key] = value
     together, single = DirtyTable(Generations()), DirtyTable(Generations())
     outsider = FileId(0, 1, 3, 2)
-    outsiders = MappedOutsiders()
-    with mock.patch("replicator.dirty.merge.FEW", few):
-        taken = merge(batch, together, lambda id: id != outsider, outsiders)
+    outsiders, writers = MappedOutsiders(), Writers(lambda pid: f"process{pid}")
+    with mock.patch("replicator.dirty.merge.FEW", few), mock.patch("replicator.dirty.merge.SMALL", small):
+        taken = merge(batch, together, lambda id: id != outsider, outsiders, writers)
     for record in records:
         one_by_one(record, single)
     single.drop(outsider)
@@ -103,6 +106,25 @@ def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], f
             expected.mapped,
             expected.holes,
         )
+        assert shares(owed.share) == written(records, owed.id)
+    assert shares(writers.welcome(outsider)) == written(records, outsider)
+
+
+def shares(share: Share) -> dict[tuple[int, int], int]:
+    assert all(writer.process == f"process{writer.pid}" for writer, _ in share)
+    return {(writer.pid, writer.cgroup): written for writer, written in share}
+
+
+def written(records: list[dict[str, int]], id: FileId) -> dict[tuple[int, int], int]:
+    """Bytes by process and control group, of one inode."""
+    found: dict[tuple[int, int], int] = {}
+    for record in records:
+        if (record["root"], record["ino"], record["gen"]) != id[1:]:
+            continue
+        known = record["kind"] in (EventKind.WRITE, EventKind.FOLIO) and record["len"] != TO_THE_END
+        key = record["pid"], record["cgroup"]
+        found[key] = found.get(key, 0) + (record["len"] if known else 0)
+    return found
 
 
 def test_offsets_beyond_four_gibibytes_and_to_the_end() -> None:
@@ -110,7 +132,7 @@ def test_offsets_beyond_four_gibibytes_and_to_the_end() -> None:
     batch["ino"], batch["kind"] = 7, EventKind.WRITE
     batch["off"], batch["len"] = [5 << 32, 9 << 40], [4096, TO_THE_END]
     table = DirtyTable(Generations())
-    merge(batch, table, lambda id: True, MappedOutsiders())
+    merge(batch, table, lambda id: True, MappedOutsiders(), Writers())
     owed = table.get(FileId(0, 0, 7, 0))
     assert owed is not None
     assert owed.ranges == RangeSet([(5 << 32, (5 << 32) + 4096), (9 << 40, END_OF_FILE)])

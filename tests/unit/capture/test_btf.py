@@ -60,7 +60,7 @@ def test_modules_build_on_vmlinux_and_not_on_one_another() -> None:
         pointer = module.add(PTR, "", inner)
         module.record(name, 64, (f"{name}_count", 1, offset), (f"{name}_inner", pointer, 0))
         module.tracepoint(f"{name}_changed", pointer)
-        btf.add(module.blob())
+        btf.add(module.blob(), name)
     assert btf.member("ext4_sb", "ext4_sb_count") == Member(4, "u32")
     assert btf.member("xfs_sb", "xfs_sb_count") == Member(12, "u32")
     assert btf.member("xfs_sb", "xfs_sb_inner") == Member(0, "void *")

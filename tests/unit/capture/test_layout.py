@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from replicator.capture import layout
+from replicator.capture import layout, vfs
 from replicator.capture.btf import Btf
-from replicator.capture.layout import Access, Hook
-from replicator.capture.tracepoint import FAMILIES, OLD_KERNELS
+from replicator.capture.layout import Access, FunctionHook, Hook
+from replicator.capture.tracepoint import FAMILIES, STAND_INS
 from replicator.resources import ebpf_directory
 from tests.unit.capture.made_btf import kernel
 
@@ -61,7 +61,7 @@ def test_a_hook_is_judged_by_the_tracepoints_arguments() -> None:
     btf = Btf(kernel().blob())
     (hook,) = layout.hooks(SOURCE)
     assert hook == Hook("page", "folio_made", ("struct folio *", "..."))
-    assert hook.function == "hook__page__folio_made"
+    assert hook.program == "hook__page__folio_made"
     assert hook.objection(btf) is None
     assert Hook("page", "folio_made", ("struct folio *", "loff_t")).objection(btf) is None
     assert Hook("page", "folio_made", ("struct folio *",)).objection(btf) == (
@@ -78,9 +78,11 @@ def test_a_hook_that_would_be_overlooked_is_an_error(source: str) -> None:
 
 
 def test_every_hook_of_the_sources_bears_its_file_as_family() -> None:
-    families = {family for several in [*FAMILIES.values(), *OLD_KERNELS.values()] for family in several}
+    stand_ins = [several for instead in STAND_INS.values() for several in instead.values()]
+    families = {family for several in [*FAMILIES.values(), *stand_ins, vfs.FAMILIES] for family in several}
     assert {path.stem for path in ebpf_directory().glob("*.c")} == families
     for family in families:
-        found = layout.hooks((ebpf_directory() / f"{family}.c").read_text())
+        text = (ebpf_directory() / f"{family}.c").read_text()
+        found: list[Hook | FunctionHook] = [*layout.hooks(text), *layout.function_hooks(text)]
         assert found
         assert {hook.family for hook in found} == {family}

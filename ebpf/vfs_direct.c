@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * Direct writes that complete in the background, on kernels whose iomap has no tracepoints for it (before 6.5; others:
+ * iomap.c). The end of a request is told after its pages have left the cache; the request is gone by then, so what it
+ * was is remembered at the beginning of the end.
+ */
+
+#define VFS_DIO_WRITE (1U << 30)
+
+struct vfs_direct {
+	u64 iocb;
+	u64 inode;
+	u64 bytes;
+};
+/* By request. */
+BPF_HASH(vfs_directs, u64, struct vfs_direct, 4096);
+
+ENTRY(vfs_direct, any, iomap_dio_complete, struct iomap_dio *)
+{
+	u64 dio = GIVEN(u64, 0);
+	struct vfs_direct direct = {};
+	struct rsyncfs_subject subject;
+
+	if (!(FIELD(iomap_dio, flags, dio) & VFS_DIO_WRITE))
+		return 0;
+	direct.iocb = (u64)FIELD(iomap_dio, iocb, dio);
+	direct.inode = (u64)FIELD(file, f_inode, FIELD(kiocb, ki_filp, direct.iocb));
+	direct.bytes = FIELD(iomap_dio, size, dio);
+	if (!rsyncfs_watched((void *)direct.inode, &subject))
+		return 0;
+	/* somebody waits for it, and tells of it, if it went well */
+	if (FIELD(iomap_dio, wait_for_completion, dio) && !FIELD(iomap_dio, error, dio))
+		return 0;
+	if (vfs_directs.update(&dio, &direct))
+		rsyncfs_count_loss(RSYNCFS_RETURN_MISSED);
+	return 0;
+}
+
+AFTER(vfs_direct, any, iomap_dio_complete, struct iomap_dio *)
+{
+	u64 dio = GIVEN(u64, 0);
+	struct vfs_direct *direct = vfs_directs.lookup(&dio);
+	struct rsyncfs_subject subject;
+	u64 at;
+
+	if (!direct)
+		return 0;
+	at = FIELD(kiocb, ki_pos, direct->iocb);
+	if (rsyncfs_watched((void *)direct->inode, &subject)) {
+		if (call->result > 0)
+			rsyncfs_emit(&subject, RSYNCFS_WRITE, 0, at - call->result, call->result);
+		else
+			rsyncfs_emit(&subject, RSYNCFS_WRITE, RSYNCFS_F_BEFORE, at, direct->bytes);
+	}
+	vfs_directs.delete(&dio);
+	return 0;
+}

@@ -1,0 +1,1 @@
+"""Who wrote: processes and control groups by the numbers that records carry."""

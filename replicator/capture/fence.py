@@ -1,0 +1,66 @@
+"""The reader's epoch, which tells the kernel side how long a write need not be told again.
+
+Takes the map `epoch` of ebpf/repeat.h; `advance` ends the present epoch. When it has returned, whatever the kernel side
+left untold in earlier epochs is visible to who reads the files now, and its record is in the ring or was drained from
+it (docs/suppression.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from replicator import syscalls
+from replicator.capture import bpf
+from replicator.capture.epochs import LOW
+from replicator.capture.maps import Map
+
+_ONLINE: Final = Path("/sys/devices/system/cpu/online")
+
+
+class Fence:
+    """One sensor's epoch; `close` gives its program back."""
+
+    def __init__(self, epoch: Map) -> None:
+        self._map = epoch
+        self.epoch = 0
+        """The present one; 0 while every write is told."""
+        self._program = -1
+
+    def advance(self) -> int:
+        """Begin the next epoch; returns the low half of its number, never 0."""
+        self.epoch += 1
+        if not self.epoch & LOW:
+            self.epoch += 1
+        self._map.set(bytes(4), self.epoch.to_bytes(8, "little"))
+        self._everywhere()
+        return self.epoch & LOW
+
+    def _everywhere(self) -> None:
+        """A full memory barrier on each processor: an interrupt, or the next best thing."""
+        try:
+            if self._program < 0:
+                self._program = bpf.load_program(bpf.PROGRAM_RAW_TRACEPOINT, bpf.RETURN_ZERO, "rsyncfs_fence")
+            for cpu in online():
+                bpf.run_on(self._program, cpu)
+        except OSError as fault:
+            if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP, 524):  # 524: the kernel's own ENOTSUPP
+                raise
+            syscalls.membarrier()
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._program >= 0:
+            os.close(self._program)
+            self._program = -1
+
+
+def online() -> list[int]:
+    """The processors that run."""
+    found: list[int] = []
+    for part in _ONLINE.read_text().strip().split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found

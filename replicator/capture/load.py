@@ -1,0 +1,199 @@
+"""Loads programs into the kernel and attaches them, each in the way that this kernel offers.
+
+Takes an assembly of hooks (source.py) and what was made of it (object.py); gives maps, the hooks that are attached with
+how, those that are not with why, and what the kernel counts of them. Everything is gone when the process is: nothing is
+pinned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from replicator.capture import bpf
+from replicator.capture.btf import Btf, Function
+from replicator.capture.layout import FunctionHook, Hook
+from replicator.capture.maps import Map
+from replicator.capture.object import Object, relocate
+from replicator.capture.probes import Probe, Probes
+from replicator.capture.source import AnyHook, Assembly, Excluded, probe_programs, trampoline_program
+from replicator.errors import EnvironmentFault
+
+_log = logging.getLogger(__name__)
+
+TRACEPOINT: Final = "raw tracepoint"
+TRAMPOLINES: Final = {True: "fentry", False: "fexit"}
+PROBES: Final = {True: "kprobe", False: "kretprobe"}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One program in the kernel."""
+
+    hook: AnyHook
+    mechanism: str
+    """TRACEPOINT, or of TRAMPOLINES or PROBES."""
+    descriptor: int
+    spare: bool = False
+    """The second of two that are attached to the same function: what one misses the other sees."""
+
+
+class Program:
+    """The programs and maps of one assembly. `close` removes all."""
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        made: Object,
+        types: Btf,
+        sizes: Mapping[str, int],
+        *,
+        trampolines: bool = True,
+        probes: Probes | None = None,
+        attach: bool = True,
+    ) -> None:
+        """Load and attach what the kernel takes; what it refuses is in `excluded`. Without `attach`, only load.
+
+        `sizes`: max_entries of maps, by name. Functions are hooked by trampolines if those are wanted, else, or where
+        one is refused, by `probes` if there are some. EnvironmentFault if the maps cannot be made.
+        """
+        self.loaded: list[Loaded] = []
+        self.excluded: list[Excluded] = list(assembly.excluded)
+        self._made, self._types = made, types
+        self._trampolines, self._probes, self._attach = trampolines, probes, attach
+        self._links: list[int] = []
+        self._maps: dict[str, Map] = {}
+        self._modules: dict[str, int] = {}
+        try:
+            self._make_maps(sizes)
+            for hook in assembly.hooks:
+                if isinstance(hook, Hook):
+                    self._attach_tracepoint(hook)
+                else:
+                    self._attach_function(hook)
+        except BaseException:
+            self.close()
+            raise
+
+    def map(self, name: str) -> Map:
+        """A map of the sources. KeyError if no family in use has it."""
+        return self._maps[name]
+
+    def has_map(self, name: str) -> bool:
+        """Whether a family in use has this map."""
+        return name in self._maps
+
+    @property
+    def attached(self) -> list[AnyHook]:
+        """Every hook that is in use, each once."""
+        return list(dict.fromkeys(item.hook for item in self.loaded))
+
+    def close(self) -> None:
+        """Detach all hooks and free programs and maps. May be called twice."""
+        if self._probes is not None:
+            self._probes.close()
+        for descriptor in (*self._links, *(item.descriptor for item in self.loaded), *self._modules.values()):
+            os.close(descriptor)
+        self._links, self.loaded, self._modules = [], [], {}
+        for made in self._maps.values():
+            made.close()
+
+    def _make_maps(self, sizes: Mapping[str, int]) -> None:
+        for spec in self._made.maps:
+            wanted = spec._replace(max_entries=sizes.get(spec.name, spec.max_entries))
+            try:
+                self._maps[spec.name] = Map(wanted)
+            except OSError as fault:
+                raise EnvironmentFault(
+                    f"the kernel cannot make the BPF map {spec.name} ({fault.strerror}): free some memory, or raise "
+                    "the limit on locked memory"
+                ) from fault
+
+    def _code(self, name: str) -> bytes:
+        return relocate(self._made.programs[name], [self._maps[spec.name].descriptor for spec in self._made.maps])
+
+    @contextlib.contextmanager
+    def _excluding(self, hook: AnyHook) -> Iterator[None]:
+        try:
+            yield
+        except OSError as fault:
+            self.excluded.append(_refusal(hook, fault))
+
+    def _attach_tracepoint(self, hook: Hook) -> None:
+        with self._excluding(hook):
+            program = bpf.load_program(
+                bpf.PROGRAM_RAW_TRACEPOINT, self._code(hook.program), f"rsyncfs_{hook.tracepoint}"
+            )
+            self._link(Loaded(hook, TRACEPOINT, program), hook.tracepoint)
+
+    def _link(self, loaded: Loaded, tracepoint: str | None = None) -> None:
+        """Attach it, or close it."""
+        try:
+            if self._attach:
+                self._links.append(bpf.attach_program(loaded.descriptor, tracepoint))
+        except OSError:
+            os.close(loaded.descriptor)
+            raise
+        self.loaded.append(loaded)
+
+    def _attach_function(self, hook: FunctionHook) -> None:
+        function = self._types.function(hook.function)
+        assert function is not None
+        refusal: Excluded | None = None
+        if self._trampolines:
+            try:
+                # the kernel calls the one that was attached last first: the spare comes after it
+                self._attach_trampoline(hook, function, spare=True)
+                self._attach_trampoline(hook, function, spare=False)
+            except OSError as fault:
+                refusal = _refusal(hook, fault)
+            else:
+                return
+        if self._probes is None:
+            self.excluded.append(refusal or Excluded(hook, "neither trampolines nor probes are to be had"))
+            return
+        with self._excluding(hook):
+            self._attach_probes(hook, self._probes)
+
+    def _attach_trampoline(self, hook: FunctionHook, function: Function, *, spare: bool) -> None:
+        program = bpf.load_program(
+            bpf.PROGRAM_TRACING,
+            self._code(trampoline_program(hook, spare=spare)),
+            f"rsyncfs_{hook.function}",
+            attach=bpf.FENTRY if hook.entry else bpf.FEXIT,
+            function=function.id,
+            module=self._module(function.module),
+        )
+        self._link(Loaded(hook, TRAMPOLINES[hook.entry], program, spare))
+
+    def _attach_probes(self, hook: FunctionHook, probes: Probes) -> None:
+        """The return first: an entry that is seen must have its return seen."""
+        entry, after = probe_programs(hook)
+        for name, returns in ((after, True), (entry, False)):
+            if name:
+                program = bpf.load_program(bpf.PROGRAM_KPROBE, self._code(name), f"rsyncfs_{hook.function}")
+                try:
+                    if self._attach:
+                        probes.attach(Probe(hook.function, returns), program)
+                except OSError:
+                    os.close(program)
+                    raise
+                self.loaded.append(Loaded(hook, PROBES[not returns], program))
+
+    def _module(self, module: str) -> int:
+        if not module:
+            return 0
+        if module not in self._modules:
+            self._modules[module] = bpf.module_types(module)
+        return self._modules[module]
+
+
+def _refusal(hook: AnyHook, fault: OSError) -> Excluded:
+    log = fault.log if isinstance(fault, bpf.Refused) else ""
+    _log.debug("%s: %s: %s", hook, fault, log)
+    last = next((line for line in reversed(log.splitlines()) if line and not line.startswith("processed")), "")
+    return Excluded(hook, f"the kernel refuses it: {fault.strerror}{f' ({last})' if last else ''}", log)

@@ -1,0 +1,1 @@
+"""`trace`: the writes below a directory, shown as they happen."""
