@@ -57,9 +57,9 @@ static __always_inline void rsyncfs_fill(struct rsyncfs_event *event, const stru
 	event->off = off;
 	event->len = len;
 	event->root = subject->root;
-	event->cgroup = bpf_get_current_cgroup_id();
+	event->cgroup = subject->pid ? subject->cgroup : bpf_get_current_cgroup_id();
 	event->gen = subject->gen;
-	event->pid = bpf_get_current_pid_tgid() >> 32;
+	event->pid = subject->pid ? subject->pid : bpf_get_current_pid_tgid() >> 32;
 	event->kind = kind;
 	event->fs = subject->fs;
 	event->flags = subject->flags | flags;

@@ -90,7 +90,8 @@ class Intake:
             for since, look in looks:
                 self._look(look, since)
             outbox = self._outbox
-            merge(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
+            if len(records):
+                merge(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
             self._sensor.advance()
 
     def fence(self) -> None:
