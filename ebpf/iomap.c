@@ -35,6 +35,9 @@ HOOK(iomap, iomap_dio_rw_begin, struct kiocb *, struct iov_iter *, ...)
 	range.len = FIELD(iov_iter, count, iter);
 	range.pid = bpf_get_current_pid_tgid() >> 32;
 	range.cgroup = bpf_get_current_cgroup_id();
+#ifdef RSYNCFS_TRACE
+	rsyncfs_note_command();
+#endif
 	if (direct_writes.update(&iocb, &range)) {
 		unknown = direct_writes_unknown.lookup(&zero);
 		if (unknown)
