@@ -96,8 +96,9 @@ class Intake:
 
     def fence(self) -> None:
         """What the kernel side leaves untold from here on is told of by records that are not drained yet."""
-        self._outbox.fence = self._sensor.fence()
-        self._outbox.table.repeats = False
+        table = self._outbox.table
+        table.fence = self._sensor.fence()
+        table.repeats = False
 
     def check_losses(self) -> None:
         """Widen what is owed by whatever the kernel could not hand over."""
