@@ -25,6 +25,9 @@ from tests.support.pair import Pair
 LOG_LIMIT = 6000
 """Bytes of each process's log that a failure's report shows."""
 
+ATTEMPTS = 3
+"""So many pairs of a stage are started in vain, each of which may take a minute, before the rest of its cases fail."""
+
 EXCLUDED_SUFFIX = ".part~"
 """Names ending so are excluded in every stage's pair; all other tests just don't use it."""
 
@@ -74,6 +77,8 @@ class Stage:
     """For state and logs, outside both."""
     pair: Pair | None = None
     rounds: int = 0
+    unready: int = 0
+    """How often in a row both ends did not get ready."""
 
     def prepare(self) -> Pair:
         """A pair on new empty roots, not started yet, instead of the one there was."""
@@ -90,7 +95,13 @@ class Stage:
         """The pair, both ends up; a new one if the last has died or was dropped."""
         if self.pair is not None and not self.pair.healthy():
             self.drop()
-        return self.pair or self.prepare().start()
+        if self.pair is not None:
+            return self.pair
+        assert self.unready < ATTEMPTS, f"{self.unready} pairs in a row did not get ready here; no more are started"
+        self.unready += 1
+        pair = self.prepare().start()
+        self.unready = 0
+        return pair
 
     def drop(self) -> None:
         """End the pair at once, without judging it."""

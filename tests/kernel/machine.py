@@ -83,6 +83,7 @@ class Machine:
         script = shlex.join(["bash", str(PROJECT / "tests/kernel/guest.sh"), str(PROJECT), str(self.shared)])
         command = [
             *(str(Path(sys.executable).with_name("virtme-run")), "--kimg", str(self.kernel.image), "--mods", "auto"),
+            *("--qemu-bin", str(PROJECT / "tests/kernel/qemu.sh")),
             *("--disable-kvm", "--force-9p", "--memory", f"{MEMORY}M", "--cpus", str(self._cpus), "--user", "root"),
             *(f"--overlay-rwdir={place}" for place in ("/etc", "/lib", "/usr", "/var", "/tmp")),
             *("--rwdir", str(self.shared), "--script-sh", script),
@@ -121,7 +122,7 @@ class Machine:
         """End it at once."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # the session that it was given, with qemu in it
             process.wait()
             self.fate = "was stopped"
 
