@@ -29,7 +29,7 @@ static __always_inline void rsyncfs_emit_lost(const struct rsyncfs_subject *subj
 }
 
 #ifdef RSYNCFS_TRACE
-/* The first thread's name is the process's; those that io_uring makes have their own. */
+/* The current process's. The first thread's name counts; those that io_uring makes have their own. */
 static __always_inline void rsyncfs_note_command(void)
 {
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
@@ -57,9 +57,9 @@ static __always_inline void rsyncfs_fill(struct rsyncfs_event *event, const stru
 	event->off = off;
 	event->len = len;
 	event->root = subject->root;
-	event->cgroup = bpf_get_current_cgroup_id();
+	event->cgroup = subject->pid ? subject->cgroup : bpf_get_current_cgroup_id();
 	event->gen = subject->gen;
-	event->pid = bpf_get_current_pid_tgid() >> 32;
+	event->pid = subject->pid ? subject->pid : bpf_get_current_pid_tgid() >> 32;
 	event->kind = kind;
 	event->fs = subject->fs;
 	event->flags = subject->flags | flags;
@@ -76,7 +76,8 @@ static __always_inline bool rsyncfs_submit(const struct rsyncfs_subject *subject
 	/* what is not shown takes no room from what is, and every record that is lost is a line that is */
 	if (kind == RSYNCFS_ATTR)
 		return true;
-	rsyncfs_note_command();
+	if (!subject->pid)
+		rsyncfs_note_command();
 #endif
 	event = events.ringbuf_reserve(sizeof(struct rsyncfs_event));
 	if (!event) {

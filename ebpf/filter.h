@@ -16,6 +16,8 @@ struct rsyncfs_subject {
 	u8 fs;
 	u8 type;   /* enum rsyncfs_type */
 	bool blind; /* no hook sees stores through a mapping into a page that is dirty already */
+	u32 pid;    /* who writes, if that is not the current process (then 0) */
+	u64 cgroup; /* the same */
 };
 
 #define RSYNCFS_IS_FILE(mode) (((mode)&0170000) == 0100000)
@@ -64,6 +66,7 @@ static __always_inline bool rsyncfs_watched(void *inode, struct rsyncfs_subject 
 	subject->root = 0;
 	subject->flags = rsyncfs_mapped(FIELD(inode, i_mapping, inode));
 	subject->blind = false;
+	subject->pid = 0;
 #if HAS_FIELD(ext4_inode_info, vfs_inode) && HAS_FIELD(ext4_sb_info, s_mount_opt)
 	if (subject->type == RSYNCFS_EXT4 && rsyncfs_ext4_blind(inode, sb)) {
 		/* so that every look begins with a flush, and the next store faults again */

@@ -8,6 +8,8 @@
 struct direct_write {
 	u64 off;
 	u64 len;
+	u64 pid; /* of who began it: it may end in a worker, or in anybody's interrupt */
+	u64 cgroup;
 };
 /* Direct writes in flight, by kiocb. A read that begins with the same kiocb removes what a lost write left. */
 BPF_HASH(direct_writes, u64, struct direct_write, 16384);
@@ -31,6 +33,11 @@ HOOK(iomap, iomap_dio_rw_begin, struct kiocb *, struct iov_iter *, ...)
 	}
 	range.off = FIELD(kiocb, ki_pos, iocb);
 	range.len = FIELD(iov_iter, count, iter);
+	range.pid = bpf_get_current_pid_tgid() >> 32;
+	range.cgroup = bpf_get_current_cgroup_id();
+#ifdef RSYNCFS_TRACE
+	rsyncfs_note_command();
+#endif
 	if (direct_writes.update(&iocb, &range)) {
 		unknown = direct_writes_unknown.lookup(&zero);
 		if (unknown)
@@ -60,6 +67,8 @@ static __always_inline int direct_write_done(struct bpf_raw_tracepoint_args *ctx
 			rsyncfs_emit(&subject, RSYNCFS_WHOLE, RSYNCFS_F_BEFORE, 0, ~0ULL);
 		return 0;
 	}
+	subject.pid = begun->pid;
+	subject.cgroup = begun->cgroup;
 #ifdef RSYNCFS_VFS_WRITE
 	/* who waits for it tells of it (vfs_write.c) */
 	if (!ARGUMENT(int, 1) && written > 0 && !FIELD(kiocb, ki_complete, iocb)) {

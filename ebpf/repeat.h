@@ -12,8 +12,15 @@
 
 #define RSYNCFS_TOLD 1024 /* a power of two */
 
-/* Written by the reader: 0 while it does not ask for less. */
-BPF_ARRAY(epoch, u64, 1);
+/*
+ * Written by the reader, in its own memory, for bpf(2) does not promise to copy eight bytes at once: 0 while it does not
+ * ask for less.
+ */
+#define RSYNCFS_MMAPABLE (1 << 10) /* BPF_F_MMAPABLE */
+BPF_F_TABLE("array", u32, u64, epoch, 1, RSYNCFS_MMAPABLE);
+
+/* Writes that were not told. */
+BPF_PERCPU_ARRAY(untold, u64, 1);
 
 struct rsyncfs_told {
 	u64 ino;
@@ -21,7 +28,6 @@ struct rsyncfs_told {
 	u64 start;
 	u64 end;
 	u64 epoch; /* of the record that covers the range; 0 while there is none that counts */
-	u64 repeats; /* writes that were not told */
 	u32 gen;
 	u32 busy;
 	u16 flags;
@@ -41,6 +47,19 @@ static __always_inline bool rsyncfs_same_inode(const struct rsyncfs_told *told, 
 	       told->fs == subject->fs;
 }
 
+static __always_inline bool rsyncfs_complete(const struct rsyncfs_subject *subject, u16 flags, u64 off, u64 len)
+{
+	u64 end = off + len;
+
+	if (flags & (RSYNCFS_F_BEFORE | RSYNCFS_F_HOLES))
+		return false;
+	/* a fault on btrfs is taken for a write where the call that led to it is not known: the store is still to come */
+	if (subject->type == RSYNCFS_BTRFS && subject->flags & RSYNCFS_F_MAPPED)
+		return false;
+	/* "to the end" wraps */
+	return end >= off && end <= FIELD(inode, i_size, subject->inode);
+}
+
 /*
  * Begin to tell of a write: false if it need not be told. Between this and rsyncfs_repeat_end() the processor's note is
  * taken; who comes in between (an interrupt, a task that preempted this one) does without.
@@ -53,12 +72,11 @@ static __always_inline bool rsyncfs_repeat_begin(struct rsyncfs_repeat *repeat, 
 	u32 place = ((u32)subject->ino * 2654435761U ^ (u32)(off >> 12)) & (RSYNCFS_TOLD - 1);
 	struct rsyncfs_told *note;
 	bool covered;
+	u64 *count;
 
 	repeat->told = 0;
 	repeat->epoch = 0;
-	if (!now || !*(volatile u64 *)now || flags & (RSYNCFS_F_BEFORE | RSYNCFS_F_HOLES))
-		return true;
-	if (off + len > FIELD(inode, i_size, subject->inode))
+	if (!now || !*(volatile u64 *)now || !rsyncfs_complete(subject, flags, off, len))
 		return true;
 	note = told.lookup(&place);
 	if (!note)
@@ -77,8 +95,10 @@ static __always_inline bool rsyncfs_repeat_begin(struct rsyncfs_repeat *repeat, 
 	repeat->epoch = *(volatile u64 *)now;
 	if (note->epoch != repeat->epoch)
 		return true;
-	note->repeats += 1;
 	__sync_fetch_and_add(&note->busy, -1);
+	count = untold.lookup(&zero);
+	if (count)
+		__sync_fetch_and_add(count, 1);
 	return false;
 }
 

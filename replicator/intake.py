@@ -90,13 +90,15 @@ class Intake:
             for since, look in looks:
                 self._look(look, since)
             outbox = self._outbox
-            merge(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
+            if len(records):
+                merge(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
             self._sensor.advance()
 
     def fence(self) -> None:
         """What the kernel side leaves untold from here on is told of by records that are not drained yet."""
-        self._outbox.fence = self._sensor.fence()
-        self._outbox.table.repeats = False
+        table = self._outbox.table
+        table.fence = self._sensor.fence()
+        table.repeats = False
 
     def check_losses(self) -> None:
         """Widen what is owed by whatever the kernel could not hand over."""

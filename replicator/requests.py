@@ -89,6 +89,7 @@ class Requests:
             "lag_durable_ms": durable,
             "wire_bytes": {"sent": sent, "received": received},
             "events": int(sender.metrics.events.total()),
+            "events_suppressed": sender.sensor.untold(),
             "data_bytes": int(sender.metrics.data_bytes.value),
             "losses": sender.sensor.losses(),
             "refused": [sender.describe(id) for id in stuck[:100]],

@@ -380,6 +380,7 @@ class Sender:
         self.intake.check_losses()
         self.outbox.settle(now)
         metrics = self.metrics
+        metrics.events_suppressed.follow(self.sensor.untold())
         metrics.connected.set(1 if self.uplink.connection is not None else 0)
         metrics.dirty_files.set(len(self.table) + self.outbox.reading)
         metrics.dirty_bytes.set(self.outbox.dirty_bytes())

@@ -133,7 +133,7 @@ class BpfSensor(ABC):
                 self._program.map("direct_end").set(struct.pack("=I", 0), struct.pack("=QQ", *code_of(DIRECT_END)))
             if self._program.has_map("calls"):
                 self._calls = Calls(self._program.map("calls"))
-            self._fence = Fence(self._program.map("epoch"))
+            self._fence = Fence(self._program.map("epoch").descriptor)
             self._ring = Ring(self._program.map("events").descriptor, self._ring_bytes)
         except BaseException:
             self.close()
@@ -168,6 +168,10 @@ class BpfSensor(ABC):
         assert self._fence is not None, "not attached"
         return self._fence.advance()
 
+    def untold(self) -> int:
+        """See `Sensor.untold`."""
+        return self._total("untold", 0)
+
     def losses(self) -> dict[str, int]:
         """Totals since attach.
 
@@ -190,7 +194,11 @@ class BpfSensor(ABC):
         }
 
     def _counted(self, cause: int) -> int:
-        each = self._attached().map("losses").each(struct.pack("=I", cause))
+        return self._total("losses", cause)
+
+    def _total(self, counters: str, place: int) -> int:
+        """The sum over all processors of one of a map's counters."""
+        each = self._attached().map(counters).each(struct.pack("=I", place))
         return sum(int.from_bytes(value, "little") for value in each)
 
     def _skipped(self) -> int:

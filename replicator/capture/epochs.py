@@ -1,4 +1,4 @@
-"""The kernel side's epochs, as records carry them: the low half of a number that only grows.
+"""The kernel side's epochs: a number that only grows, of which records carry the low half.
 
 Pure. 0 stands for none.
 """
@@ -11,6 +11,9 @@ LOW: Final = 0xFFFFFFFF
 """The part of an epoch that records carry."""
 
 
-def reached(epoch: int, other: int) -> bool:
-    """Whether `epoch` is `other` or a later one; none is before all."""
-    return epoch != 0 and (epoch - other) & LOW < 1 << 31
+def full(low: int, present: int) -> int:
+    """The epoch whose low half a record carries: the last one that is not after `present`; 0 for 0.
+
+    A record that is older than 2^32 epochs passes for a newer one, which only makes it owed once more.
+    """
+    return present - ((present - low) & LOW) if low else 0

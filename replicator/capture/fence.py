@@ -8,35 +8,41 @@ it (docs/suppression.md).
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from replicator import syscalls
 from replicator.capture import bpf
 from replicator.capture.epochs import LOW
-from replicator.capture.maps import Map
 
 _ONLINE: Final = Path("/sys/devices/system/cpu/online")
+_ENOTSUPP: Final = 524
+"""The kernel's own, which has no name here."""
 
 
 class Fence:
-    """One sensor's epoch; `close` gives its program back."""
+    """One sensor's epoch; `close` gives its program and memory back."""
 
-    def __init__(self, epoch: Map) -> None:
-        self._map = epoch
+    def __init__(self, descriptor: int) -> None:
+        """`descriptor`: the map's, which stays the caller's."""
+        self._page = mmap.mmap(descriptor, mmap.PAGESIZE)
+        self._shared = np.frombuffer(self._page, np.uint64, 1)
         self.epoch = 0
         """The present one; 0 while every write is told."""
         self._program = -1
 
     def advance(self) -> int:
-        """Begin the next epoch; returns the low half of its number, never 0."""
+        """Begin the next epoch; returns its number, whose low half is never 0."""
         self.epoch += 1
         if not self.epoch & LOW:
             self.epoch += 1
-        self._map.set(bytes(4), self.epoch.to_bytes(8, "little"))
+        self._shared[0] = self.epoch  # in one piece: a program that saw half of it would note an epoch to come
         self._everywhere()
-        return self.epoch & LOW
+        return self.epoch
 
     def _everywhere(self) -> None:
         """A full memory barrier on each processor: an interrupt, or the next best thing."""
@@ -46,12 +52,14 @@ class Fence:
             for cpu in online():
                 bpf.run_on(self._program, cpu)
         except OSError as fault:
-            if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP, 524):  # 524: the kernel's own ENOTSUPP
+            if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP):
                 raise
             syscalls.membarrier()
 
     def close(self) -> None:
-        """May be called twice."""
+        """May be called twice; nothing else may be called afterwards."""
+        self._shared = np.zeros(1, np.uint64)
+        self._page.close()
         if self._program >= 0:
             os.close(self._program)
             self._program = -1

@@ -21,7 +21,8 @@ LOAD_ADDRESS = 0x18
 MAP_REFERENCE = 1
 
 _MAGIC = b"rsyncfs programs 1\n"
-_HEAD = struct.Struct("<QQ")  # checksum of all that follows, bytes of the description
+_CHECKSUM = struct.Struct("<Q")  # of all that follows
+_LENGTH = struct.Struct("<Q")  # bytes of the description
 
 
 class MapSpec(NamedTuple):
@@ -50,22 +51,21 @@ class Object:
                 "programs": [[name, len(code)] for name, code in self.programs.items()],
             }
         )
-        body = described + b"".join(self.programs.values())
-        return _MAGIC + _HEAD.pack(xxhash.xxh3_64_intdigest(body), len(described)) + body
+        body = _LENGTH.pack(len(described)) + described + b"".join(self.programs.values())
+        return _MAGIC + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(body)) + body
 
     @classmethod
     def load(cls, data: bytes) -> Self:
         """Read `dump()` back. ValueError for anything else."""
-        start = len(_MAGIC) + _HEAD.size
-        if not data.startswith(_MAGIC) or len(data) < start:
+        start = len(_MAGIC) + _CHECKSUM.size
+        if not data.startswith(_MAGIC) or len(data) < start + _LENGTH.size:
             raise ValueError("not an object of compiled programs")
-        checksum, length = _HEAD.unpack_from(data, len(_MAGIC))
         body = data[start:]
-        if xxhash.xxh3_64_intdigest(body) != checksum:
+        if (xxhash.xxh3_64_intdigest(body),) != _CHECKSUM.unpack_from(data, len(_MAGIC)):
             raise ValueError("an object of compiled programs is damaged")
-        described = orjson.loads(body[:length])
+        at = _LENGTH.size + _LENGTH.unpack_from(body)[0]
+        described = orjson.loads(body[_LENGTH.size : at])
         programs: dict[str, bytes] = {}
-        at = length
         for name, size in described["programs"]:
             programs[name] = body[at : at + size]
             at += size

@@ -79,11 +79,14 @@ class Sensor(Protocol):
         """Ring position behind all records drained so far."""
 
     def fence(self) -> int:
-        """Begin a new epoch; returns the low half of its number, never 0.
+        """Begin a new epoch; returns its number, whose low half, never 0, is what records carry.
 
         From the first call on, a write may be left untold if a record with the same epoch has told of the same place
         (its `epoch` is not 0). What was left untold in earlier epochs shows in whatever is read after the call.
         """
+
+    def untold(self) -> int:
+        """Writes that were left untold since attach."""
 
     def losses(self) -> dict[str, int]:
         """Totals by cause since attach. When one grew, `lost_inodes()` names the inodes; see `NAMELESS_LOSSES`."""

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from replicator.capture.epochs import LOW, full
 from replicator.capture.event import EventFlag, EventKind, Events
 from replicator.capture.groups import INODE, WRITER, edges, group
 from replicator.dirty.outsiders import MappedOutsiders
@@ -72,7 +73,7 @@ def merge(
         if is_member(id):
             taken += len(members)
             owed = table.mark(id, int(members["ts"].min()), complete=True)
-            _mark(owed, members)
+            _mark(owed, members, table.fence)
             share = owed.share
         else:
             if np.any((members["flags"] & EventFlag.MAPPED != 0) | (members["kind"] == EventKind.FOLIO)):
@@ -108,7 +109,7 @@ def _merge_one(
         return False
     owed = table.mark(id, ts, complete=True)
     owed.share.add(writer, written)
-    owed.repeated(epoch)
+    owed.epoch = max(owed.epoch, full(epoch, table.fence))
     owed.mapped |= bool(flags & _MAPPED) or kind == _FOLIO
     owed.holes |= bool(flags & _HOLES) or kind == _TAIL
     if kind == _WRITE and not flags & _BEFORE:
@@ -134,13 +135,14 @@ def _merge_one(
     return True
 
 
-def _mark(owed: Owed, group: Events) -> None:
+def _mark(owed: Owed, group: Events, fence: int) -> None:
     flags = int(np.bitwise_or.reduce(group["flags"]))
     owed.mapped |= bool(flags & EventFlag.MAPPED)
     owed.holes |= bool(flags & EventFlag.HOLES)
-    if group["epoch"].any():
-        for epoch in np.unique(group["epoch"]).tolist():
-            owed.repeated(epoch)
+    epochs = group["epoch"][group["epoch"] != 0]
+    if len(epochs):
+        ages = ((fence & LOW) - epochs.astype(np.int64)) & LOW
+        owed.epoch = max(owed.epoch, fence - int(ages.min()))
     kinds = group["kind"]
     complete = (kinds == EventKind.WRITE) & (group["flags"] & EventFlag.BEFORE == 0)
     owed.written = max(owed.written, int(group["ts"][complete].max(initial=0)))

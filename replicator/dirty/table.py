@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from replicator.capture.epochs import reached
 from replicator.dirty.generations import Generations
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.writers import Share
@@ -47,7 +46,7 @@ class Owed:
     holes: bool = False
     """Ranges may have become holes."""
     epoch: int = 0
-    """That of the newest record after which repeats are not told (capture/fence.py); 0 if there is none."""
+    """The newest, in full, of a record after which repeats are not told (capture/fence.py); 0 if there is none."""
     beyond: int = 0
     """How often a read found ranges beyond the end of the file."""
     share: Share = field(default_factory=Share)
@@ -68,13 +67,8 @@ class Owed:
         self.whole = self.whole or other.whole
         self.mapped |= other.mapped
         self.holes |= other.holes
+        self.epoch = max(self.epoch, other.epoch)
         self.share.update(other.share)
-        self.repeated(other.epoch)
-
-    def repeated(self, epoch: int) -> None:
-        """A record with this epoch was merged."""
-        if epoch and not reached(self.epoch, epoch):
-            self.epoch = epoch
 
     def lower(self, size: int) -> None:
         """The file had this size at some moment."""
@@ -100,6 +94,8 @@ class DirtyTable:
     def __init__(self, generations: Generations) -> None:
         self.generations = generations
         self._entries: dict[FileId, Owed] = {}
+        self.fence = 0
+        """The kernel side's present epoch; 0 while that tells every write."""
         self.repeats = False
         """Whether, since it was last set to False, a record was merged after which repeats are not told."""
         self.watched: set[FileId] = set()
@@ -151,13 +147,13 @@ class DirtyTable:
 
         What is owed since, but was changed before, was in what was read, as far as that was sent: it is owed no more,
         or rather by that flush. `sent`: ranges [start, end); `size`: the file's, at the read; `all_read`: the flush
-        ends with this read, and so carries the attributes too. `fence`: the epoch that began before the flush was
-        taken: what a record of this one, or a later, stands for may have come after the read.
+        ends with this read, and so carries the attributes too. `fence`: the epoch that was the present one when the
+        flush was taken: what a record of this one, or a later, stands for may have come after the read.
         """
         entry = self._entries.get(owed.id)
         if entry is None or entry.written > read or entry.begun > waited:
             return
-        if entry.whole or entry.check or entry.mapped or owed.mapped or reached(entry.epoch, fence):
+        if entry.whole or entry.check or entry.mapped or owed.mapped or (entry.epoch and entry.epoch >= fence):
             return
         for start, end in sent:
             entry.ranges.remove(start, end)

@@ -88,6 +88,10 @@ class SenderMetrics(_Side):
         self.events = self._labelled(
             "rsyncfs_events", "Records received from the kernel, by kind.", label="kind", values=EVENT_KINDS
         )
+        self.events_suppressed = self._counter(
+            "rsyncfs_events_suppressed",
+            "Writes that the kernel side did not tell, because what they changed was about to be read anyway.",
+        )
         self.events_dropped = self._labelled(
             "rsyncfs_events_dropped",
             "Records that the kernel could not hand over, by cause. Each widens what is read again; none is forgotten.",

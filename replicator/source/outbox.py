@@ -59,8 +59,6 @@ class Outbox:
         self.inflight: deque[Epoch] = deque()
         self.checking = False
         """New members are offered to the receiver for comparison before their bytes are sent."""
-        self.fence = 0
-        """The kernel side's present epoch; 0 while that tells every write."""
         self.calming = False
         """Whether `next_reads` passed over something that will be ready in a moment."""
         self.unlisted: dict[FileId, Due] = {}
@@ -210,7 +208,7 @@ class Outbox:
         if owed.check and owed.touched:
             owed.check = False
             owed.mark_whole()
-        flush = self._reading[id] = Flush(owed, self._sizes.get(id), taken=self._clock(), fence=self.fence)
+        flush = self._reading[id] = Flush(owed, self._sizes.get(id), taken=self._clock(), fence=self.table.fence)
         return flush
 
     def read_done(self, part: Part) -> None:

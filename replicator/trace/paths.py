@@ -26,6 +26,9 @@ LOOKS = 512
 KNOWN = 1 << 17
 """Paths that are kept ready."""
 
+TOLD = 1 << 18
+"""Looks that may wait."""
+
 
 class NameQueue(Protocol):
     """Where it is told that names changed, for the whole filesystem."""
@@ -35,14 +38,16 @@ class NameQueue(Protocol):
 
 
 class ToldNames:
-    """A queue of what a sensor's records told."""
+    """A queue of what a sensor's records told, bounded as the kernel's is."""
 
     def __init__(self) -> None:
         self._looks: list[Look] = []
 
     def add(self, looks: Iterable[Look]) -> None:
-        """Queue them."""
+        """Queue them; too many become one look at everything."""
         self._looks.extend(looks)
+        if len(self._looks) > TOLD:
+            self._looks = [Overflow()]
 
     def drain_queued(self) -> list[Look]:
         """See `NameQueue.drain_queued`."""

@@ -1,5 +1,6 @@
 /*
- * One libaio write: aio_write FILE buffered|direct OFFSET LENGTH BYTE
+ * One libaio write: aio_write FILE buffered|direct|pieces OFFSET LENGTH BYTE
+ *   pieces: from many buffers at once
  * Exit 0 if all bytes were written, else 1 with the cause on stderr.
  */
 #define _GNU_SOURCE
@@ -10,8 +11,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#define PIECES 16
+
 int main(int argc, char **argv)
 {
+	struct iovec pieces[PIECES];
 	struct io_event event;
 	io_context_t context = 0;
 	struct iocb request, *requests[1] = { &request };
@@ -20,7 +24,7 @@ int main(int argc, char **argv)
 	int fd, result;
 
 	if (argc != 6) {
-		fprintf(stderr, "aio_write FILE buffered|direct OFFSET LENGTH BYTE\n");
+		fprintf(stderr, "aio_write FILE buffered|direct|pieces OFFSET LENGTH BYTE\n");
 		return 2;
 	}
 	offset = atoll(argv[3]);
@@ -36,7 +40,15 @@ int main(int argc, char **argv)
 		fprintf(stderr, "io_setup: %s\n", strerror(-result));
 		return 1;
 	}
-	io_prep_pwrite(&request, fd, buffer, length, offset);
+	if (strcmp(argv[2], "pieces") == 0) {
+		for (int i = 0; i < PIECES; i++) {
+			pieces[i].iov_base = buffer + length * i / PIECES;
+			pieces[i].iov_len = length * (i + 1) / PIECES - length * i / PIECES;
+		}
+		io_prep_pwritev(&request, fd, pieces, PIECES, offset);
+	} else {
+		io_prep_pwrite(&request, fd, buffer, length, offset);
+	}
 	result = io_submit(context, 1, requests);
 	if (result != 1) {
 		fprintf(stderr, "io_submit: %s\n", strerror(-result));

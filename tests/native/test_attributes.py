@@ -39,6 +39,11 @@ def _old_mtime(path: Path) -> None:
     os.utime(path, ns=(0, 1))
 
 
+def _mtime_alone(path: Path) -> None:
+    """Not the other time with it, as utimensat with UTIME_OMIT: of this fanotify says no word of attributes."""
+    subprocess.run(["touch", "-m", "-d", "@987654321.123456789", path], check=True)
+
+
 def _set(name: str, value: bytes) -> Callable[[Path], None]:
     return lambda path: os.setxattr(path, name, value)
 
@@ -52,6 +57,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "chgrp": lambda path: os.chown(path, -1, 54321),
     "mtime": _mtime,
     "mtime-of-1970": _old_mtime,
+    "mtime-alone": _mtime_alone,
     "xattr-user": _set("user.comment", b"hello"),
     "xattr-user-binary": _set("user.binary", bytes(range(256))),
     "xattr-user-empty": _set("user.empty", b""),

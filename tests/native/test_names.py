@@ -328,6 +328,21 @@ def test_an_overflow_is_told(names: Names, tree: Path) -> None:
     assert len([look for look in looks if isinstance(look, SlotLook)]) == 1
 
 
+def test_modifications_are_told_on_request_only(source: SourceRoot, tree: Path) -> None:
+    file = tree / "file"
+    file.write_bytes(b"content")
+    changes = {
+        "mtime": lambda: run("touch", "-m", "-d", "@1", file),
+        "size": lambda: os.truncate(file, 3),
+        "bytes": lambda: file.open("r+b", buffering=0).write(b"x"),
+    }
+    with Names(source) as silent, Names(source, modify=True) as names:
+        for change in changes.values():
+            change()
+            assert drained(names) == [InodeLook(id_of(source, file))]
+        assert drained(silent) == []
+
+
 def test_it_is_readable_only_while_events_wait(names: Names, tree: Path) -> None:
     poll = select.poll()
     poll.register(names.fileno(), select.POLLIN)

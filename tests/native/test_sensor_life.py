@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import shutil
@@ -16,14 +17,15 @@ import pytest
 
 from replicator.capture.btf import Btf
 from replicator.capture.event import EventKind
-from replicator.capture.probe import examine
+from replicator.capture.probe import examine, limits
 from replicator.capture.sensor import Filesystem
-from replicator.capture.tracepoint import FAMILIES, TracepointSensor
+from replicator.capture.tracepoint import FAMILIES, MODIFY, TracepointSensor
 from replicator.errors import EnvironmentFault
 from replicator.resources import ebpf_directory
-from tests.native.traced import Traced, kernel_dev, traced
+from tests.native.traced import Records, Traced, kernel_dev, traced
 from tests.support.deadline import eventually
-from tests.support.filesystems import filesystem
+from tests.support.filesystems import filesystem, run
+from tests.support.helpers import call
 
 pytestmark = pytest.mark.native
 
@@ -178,15 +180,22 @@ def test_a_missing_hook_is_reported_and_does_not_fail_the_rest(tmp_path: Path, m
         assert place.records(fd).touched == [(5, 15)]
 
 
+def lacking(monkeypatch: pytest.MonkeyPatch, *tracepoints: str) -> None:
+    """Make the kernel's types look as if these were not there."""
+    real = Btf.tracepoint
+    monkeypatch.setattr(Btf, "tracepoint", lambda self, name: None if name in tracepoints else real(self, name))
+
+
+CTIME = ("inode_set_ctime_to_ts", "ctime_ns_xchg", "ctime_xchg_skip")
+
+
 @pytest.mark.parametrize("fstype", ["ext4", "xfs"])
 def test_where_ctime_is_silent_other_hooks_stand_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fstype: str
 ) -> None:
-    real = Btf.tracepoint
-    silent = {"inode_set_ctime_to_ts", "ctime_ns_xchg", "ctime_xchg_skip"}
-    monkeypatch.setattr(Btf, "tracepoint", lambda self, name: None if name in silent else real(self, name))
+    lacking(monkeypatch, *CTIME)
     with traced(fstype, tmp_path / "fs") as place, place.file(b"x" * 10_000) as fd:
-        assert len([item for item in place.sensor.coverage() if not item.covered]) == len(silent)
+        assert [item for item in place.sensor.coverage() if not item.covered or item.mechanism == MODIFY] == []
         for change in (lambda: os.fchmod(fd, 0o600), lambda: os.ftruncate(fd, 50_000)):
             change()
             records = place.records(fd)
@@ -196,16 +205,69 @@ def test_where_ctime_is_silent_other_hooks_stand_in(
         assert place.records(fd).lowest == 3000
 
 
+def test_where_btrfs_has_no_hook_for_attributes_fanotify_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking(monkeypatch, *CTIME)
+    with traced("btrfs", tmp_path / "fs") as place, place.file(b"x" * 10_000) as fd:
+        coverage = place.sensor.coverage()
+        assert [item.mechanism for item in coverage if item.family == "inode"] == [MODIFY]
+        assert [item for item in coverage if not item.covered] == []
+        os.ftruncate(fd, 3000)
+        os.ftruncate(fd, 9000)
+        assert place.records(fd).lowest == 3000
+
+
+def test_where_tmpfs_is_seen_in_part_the_missing_hooks_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking(monkeypatch, *CTIME)
+    with traced("tmpfs", tmp_path / "fs") as place, place.file() as fd:
+        coverage = place.sensor.coverage()
+        assert {f"raw tracepoint {name}" for name in CTIME} <= {
+            item.mechanism for item in coverage if not item.covered and item.family == "inode"
+        }
+        assert any("how short" in limit for limit in limits("tmpfs", coverage))
+        os.pwrite(fd, b"y" * 10, 5)
+        assert Records(place.drain()).touched == [(5, 15)]
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs"])
+def test_where_direct_writes_pass_no_tracepoint_their_end_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fstype: str
+) -> None:
+    lacking(monkeypatch, "iomap_dio_rw_begin", "iomap_dio_complete")
+    with traced(fstype, tmp_path / "fs") as place, mmap.mmap(-1, 8192) as aligned:
+        assert [item for item in place.sensor.coverage() if not item.covered] == []
+        if fstype == "btrfs":  # which buffers direct writes of files with checksums
+            run("chattr", "+C", place.root)
+        file = place.path()
+        file.write_bytes(b"x" * 65_536)
+        run("sync", file)
+        fd = os.open(file, os.O_RDWR | os.O_DIRECT)
+        try:
+            place.drain()
+            for offset in (16_384, 65_536):
+                assert os.pwritev(fd, [aligned], offset) == 8192
+                assert place.records(fd).touched == [(offset, offset + 8192)]
+            call("aio_write", file, "direct", 32_768, 8192, 1)
+            assert place.records(fd).touched == [(32_768, 40_960)]
+            assert os.preadv(fd, [aligned], 0) == 8192
+            assert place.records(fd).touched == []
+        finally:
+            os.close(fd)
+
+
 def test_a_missing_member_leaves_out_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Btf.member
 
     def lacking(self: Btf, type_name: str, member: str) -> object:
-        return None if (type_name, member) == ("buffer_head", "b_folio") else real(self, type_name, member)
+        return None if (type_name, member) == ("inode", "i_blkbits") else real(self, type_name, member)
 
     monkeypatch.setattr(Btf, "member", lacking)
     with (
         filesystem("ext4", tmp_path / "fs") as point,
-        pytest.raises(EnvironmentFault, match=r"none of the ext4 tracepoints .*buffer_head\.b_folio"),
+        pytest.raises(EnvironmentFault, match=r"none of the ext4 tracepoints .*inode\.i_blkbits"),
     ):
         TracepointSensor(1 << 16).attach(Filesystem("ext4", kernel_dev(point)))
 

@@ -16,6 +16,7 @@ import pytest
 from tests.support.cgroups import cgroup, hierarchy
 from tests.support.deadline import eventually
 from tests.support.filesystems import filesystem
+from tests.support.helpers import call
 from tests.support.pair import COMMAND, environment, rsyncfs
 from tests.support.tracing import POKE, Trace
 
@@ -95,17 +96,20 @@ def test_a_container_is_shown_with_its_path_and_its_short_name(tree: Path, scrat
 
 
 def test_a_process_that_has_ended_is_called_what_it_was(tree: Path, scratch: Path) -> None:
-    """Also when it was called otherwise, under the same number, when it opened its file."""
+    """Also when it had another name when it opened its file, and when a worker of the kernel ends its write."""
     with Trace(tree, scratch) as trace:
         os.kill(trace.process.pid, signal.SIGSTOP)
         subprocess.run(["dd", "if=/dev/zero", f"of={tree}/copied", "bs=7", "count=2", "status=none"], check=True)
         script = f"echo before > {tree}/became; exec dd if=/dev/zero of={tree}/became bs=1000 count=1 status=none"
         shell = subprocess.Popen(["sh", "-c", script])
         assert shell.wait(30) == 0
+        (tree / "direct").write_bytes(bytes(65_536))
+        call("aio_write", tree / "direct", "direct", 32_768, 8192, 1)
         os.kill(trace.process.pid, signal.SIGCONT)
-        trace.see("became")
+        trace.see("direct")
         trace.catch_up()
     assert {record["process"] for record in trace.records("copied")} == {"dd"}
+    assert [record["process"] for record in trace.records("direct") if record["offset"] == 32_768] == ["aio_write"]
     who = {(record["length"], record["process"]) for record in trace.records("became") if record["kind"] == "write"}
     assert who == {(7, "sh"), (1000, "dd")}
     assert {record["pid"] for record in trace.records("became")} == {shell.pid}

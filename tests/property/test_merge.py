@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from replicator.capture.epochs import LOW
 from replicator.capture.event import EVENT, TO_THE_END, EventFlag, EventKind
 from replicator.dirty.generations import Generations
 from replicator.dirty.merge import merge
@@ -29,8 +30,11 @@ RECORD = st.fixed_dictionaries(
         "flags": st.sampled_from([0, EventFlag.MAPPED, EventFlag.HOLES, EventFlag.BEFORE]),
         "pid": st.integers(1, 3),
         "cgroup": st.integers(1, 2),
+        "epoch": st.sampled_from([0, 0, 1, 3, LOW - 1, LOW]),
     }
 )
+FENCE = 2 * (LOW + 1) + 4
+"""The present epoch: some records' were before the low half wrapped."""
 
 
 def one_by_one(record: dict[str, int], table: DirtyTable) -> None:
@@ -41,6 +45,9 @@ def one_by_one(record: dict[str, int], table: DirtyTable) -> None:
         owed.changed = max(owed.changed, record["ts"])
     elif record["kind"] != EventKind.WRITE or record["flags"] & EventFlag.BEFORE:
         owed.begun = max(owed.begun, record["ts"])
+    if record["epoch"]:
+        wrapped = record["epoch"] > FENCE & LOW
+        owed.epoch = max(owed.epoch, FENCE - (FENCE & LOW) - (LOW + 1) * wrapped + record["epoch"])
     end = END_OF_FILE if record["len"] == TO_THE_END else record["off"] + record["len"]
     match record["kind"]:
         case EventKind.WRITE:
@@ -69,6 +76,7 @@ def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], f
         for key, value in record.items():
             batch[at][key] = value
     together, single = DirtyTable(Generations()), DirtyTable(Generations())
+    together.fence = FENCE
     outsider = FileId(0, 1, 3, 2)
     outsiders, writers = MappedOutsiders(), Writers(lambda pid: f"process{pid}")
     with mock.patch("replicator.dirty.merge.FEW", few), mock.patch("replicator.dirty.merge.SMALL", small):
@@ -76,6 +84,7 @@ def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], f
     for record in records:
         one_by_one(record, single)
     single.drop(outsider)
+    assert together.repeats == any(record["epoch"] for record in records), "also those of inodes outside the tree"
     assert {owed.id for owed in together.values()} == {owed.id for owed in single.values()}
     mapped = any(
         (r["root"], r["ino"], r["gen"]) == outsider[1:]
@@ -100,6 +109,7 @@ def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], f
         ]
         assert owed.written == max(complete, default=0)
         assert (owed.begun, owed.sized, owed.changed) == (expected.begun, expected.sized, expected.changed)
+        assert owed.epoch == expected.epoch
         assert (owed.since, owed.whole, owed.mapped, owed.holes) == (
             expected.since,
             expected.whole,

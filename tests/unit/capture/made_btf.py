@@ -43,6 +43,10 @@ class Maker:
         proto = self.add(FUNC_PROTO, "", 0, *words, count=1 + len(arguments))
         self.add(TYPEDEF, f"btf_trace_{name}", self.add(PTR, "", proto))
 
+    def function(self, name: str, result: int, *arguments: tuple[str, int]) -> int:
+        words = [word for argument, type_id in arguments for word in (self.name(argument), type_id)]
+        return self.add(FUNC, name, self.add(FUNC_PROTO, "", result, *words, count=len(arguments)))
+
     def blob(self) -> bytes:
         header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(self.types), len(self.types), len(self.strings))
         return header + self.types + self.strings
@@ -61,5 +65,5 @@ def kernel() -> Maker:
     maker.add(TYPEDEF, "file_t", folio)
     maker.add(ENUM, "state", 4, maker.name("I_NEW"), 1, maker.name("I_BAD"), 0xFFFFFFFF, count=2)
     maker.tracepoint("folio_made", pointer, loff)
-    maker.add(FUNC, "vfs_write", 1)
+    maker.function("vfs_write", s64, ("folio", pointer), ("position", loff))
     return maker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from replicator.capture.btf import Btf, BtfError, Member
-from tests.unit.capture.made_btf import PTR, Maker, kernel
+from tests.unit.capture.made_btf import ENUM, PTR, Maker, kernel
 
 
 def test_members_are_found_where_they_are() -> None:
@@ -49,6 +49,25 @@ def test_enumerators_and_functions() -> None:
     assert btf.enumerator("I_NEW") == 1
     assert btf.enumerator("I_BAD") == 0xFFFFFFFF
     assert btf.function("vfs_write") is not None
+
+
+def test_enumerators_of_modules_count_too() -> None:
+    base = kernel()
+    btf = Btf(base.blob())
+    assert btf.enumerator("EXTENT_LOCKED") is None
+    module = Maker(first=base.next, string_base=len(base.strings))
+    extent_bits = (module.name("EXTENT_LOCKED"), 2, module.name("EXTENT_DELALLOC"), 32)  # the module's first strings
+    module.add(ENUM, "", 4, *extent_bits, count=2)
+    btf.add(module.blob(), "btrfs")
+    assert (btf.enumerator("EXTENT_LOCKED"), btf.enumerator("EXTENT_DELALLOC")) == (2, 32)
+    assert btf.enumerator("I_NEW") == 1
+
+
+def test_a_number_in_a_struct_of_its_own_is_read_as_that_number() -> None:
+    maker = kernel()
+    state = maker.record("state_flags", 4, ("__state", 1, 0))
+    maker.record("inode", 8, ("i_state", state, 32))
+    assert Btf(maker.blob()).member("inode", "i_state") == Member(4, "u32")
 
 
 def test_modules_build_on_vmlinux_and_not_on_one_another() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.capture.event import EVENT, Events
+from replicator.capture.event import EVENT, LONG_NAME, SHORT_NAME, EventKind, Events
 from replicator.capture.ring import BUSY, DISCARD, STRIDE, RingError, RingView
 
 SIZE = 4096
@@ -38,6 +38,19 @@ class Kernel:
         self.number += 1
         self._store(position, struct.pack("<II", length | flags, 7) + record.tobytes())
         self.producer[0] = position + STRIDE
+        return position
+
+    def put_name(self, name: bytes, flags: int = 0, filler: int = 0) -> int:
+        """A record with a name behind it; `filler` is what the rest of its room holds, byte by byte."""
+        room = SHORT_NAME if len(name) < SHORT_NAME else LONG_NAME
+        position = int(self.producer[0])
+        assert position - int(self.consumer[0]) + STRIDE + room <= SIZE
+        record = np.zeros(1, EVENT)
+        record["ino"], record["kind"], record["len"] = self.number, int(EventKind.NAME), len(name) << 32
+        self.number += 1
+        body = record.tobytes() + (name + b"\0").ljust(room, bytes([filler]))[:room]
+        self._store(position, struct.pack("<II", EVENT.itemsize + room | flags, 7) + body)
+        self.producer[0] = position + STRIDE + room
         return position
 
     def submit(self, position: int, flags: int = 0) -> None:
@@ -172,3 +185,85 @@ def test_every_submitted_record_is_seen_exactly_once(start: int, moves: list[str
         got += numbers(events)
     assert got == wanted
     assert kernel.view.consumed() == kernel.view.produced()
+
+
+def test_names_come_with_their_records() -> None:
+    kernel = Kernel()
+    kernel.put()
+    kernel.put_name(b"short")
+    kernel.put()
+    kernel.put_name(b"n" * 255)
+    kernel.put_name(b"")
+    assert numbers(kernel.view.drain(100)) == [0, 1, 2, 3, 4]
+    assert kernel.view.names == [b"short", b"n" * 255, b""]
+    assert kernel.view.consumed() == kernel.view.produced()
+    assert kernel.view.drain(100) is None
+    assert kernel.view.names == []
+
+
+@pytest.mark.parametrize("filler", [0, EVENT.itemsize, 0x80, 0xFF])
+def test_what_lies_in_a_records_room_is_never_taken_for_a_record(filler: int) -> None:
+    """Old bytes of the lap before can look like a length, busy or not."""
+    kernel = Kernel()
+    for _ in range(5):
+        kernel.put_name(b"x" * 100, filler=filler)
+        kernel.put_name(b"y", filler=filler)
+        kernel.put()
+        assert len(numbers(kernel.view.drain(100))) == 3
+        assert kernel.view.names == [b"x" * 100, b"y"]
+        kernel.view.advance()
+
+
+def test_a_busy_record_with_a_name_holds_up_what_follows() -> None:
+    kernel = Kernel()
+    kernel.put()
+    position = kernel.put_name(b"late", flags=BUSY, filler=0xFF)
+    kernel.put()
+    assert numbers(kernel.view.drain(100)) == [0]
+    assert kernel.view.drain(100) is None
+    kernel._store(position, struct.pack("<I", EVENT.itemsize + SHORT_NAME))
+    assert numbers(kernel.view.drain(100)) == [1, 2]
+    assert kernel.view.names == [b"late"]
+
+
+def test_a_record_longer_than_the_limit_comes_whole() -> None:
+    kernel = Kernel()
+    kernel.put_name(b"n" * 200)
+    kernel.put()
+    assert numbers(kernel.view.drain(1)) == [0]
+    assert kernel.view.names == [b"n" * 200]
+    assert numbers(kernel.view.drain(1)) == [1]
+
+
+def test_a_discarded_name_is_passed_over() -> None:
+    kernel = Kernel()
+    kernel.put_name(b"gone", flags=DISCARD)
+    kernel.put_name(b"there")
+    assert numbers(kernel.view.drain(100)) == [1]
+    assert kernel.view.names == [b"there"]
+
+
+@given(
+    st.integers(0, 3 * SIZE // 8).map(lambda words: 8 * words),
+    st.lists(st.one_of(st.none(), st.binary(max_size=255).filter(lambda name: 0 not in name)), max_size=60),
+    st.integers(1, 7),
+)
+def test_any_sequence_with_names_is_read_as_it_was_written(start: int, records: list[bytes | None], limit: int) -> None:
+    kernel = Kernel(start)
+    found: list[int] = []
+    names: list[bytes] = []
+    for record in records:
+        if int(kernel.producer[0]) - int(kernel.consumer[0]) + STRIDE + LONG_NAME > SIZE:
+            while (events := kernel.view.drain(limit)) is not None:
+                found += numbers(events)
+                names += kernel.view.names
+            kernel.view.advance()
+        if record is None:
+            kernel.put()
+        else:
+            kernel.put_name(record, filler=len(record))
+    while (events := kernel.view.drain(limit)) is not None:
+        found += numbers(events)
+        names += kernel.view.names
+    assert found == list(range(len(records)))
+    assert names == [record for record in records if record is not None]

@@ -121,3 +121,27 @@ def test_a_truncation_after_the_read_stays_owed(flush_and_table: tuple[Owed, Dir
     owed.sized = WAITED + 1
     table.seen(flush, WAITED, READ, [(0, 200)], 200, all_read=True)
     assert owed.lowest == 10
+
+
+@pytest.mark.parametrize(("epoch", "owed_still"), [(0, False), (6, False), (7, True), (8, True)])
+def test_a_record_that_stands_for_later_writes_stays_owed_if_they_may_have_come_after_the_read(
+    flush_and_table: tuple[Owed, DirtyTable], epoch: int, owed_still: bool
+) -> None:
+    flush, table = flush_and_table
+    owed = table.mark(FILE, 40, complete=True)
+    owed.ranges.add(0, 100)
+    owed.epoch = epoch
+    table.seen(flush, WAITED, READ, [(0, 200)], 200, all_read=True, fence=7)
+    assert (FILE in table) is owed_still
+    assert owed.ranges == RangeSet([(0, 100)] if owed_still else [])
+
+
+def test_the_newest_epoch_of_an_inode_counts_for_all_that_it_owes(flush_and_table: tuple[Owed, DirtyTable]) -> None:
+    flush, table = flush_and_table
+    lost = Owed(FILE, table.generations.hold(), 30, epoch=9)
+    owed = table.mark(FILE, 40, complete=True)
+    owed.ranges.add(0, 100)
+    owed.epoch = 3
+    table.fold(lost)
+    table.seen(flush, WAITED, READ, [(0, 200)], 200, all_read=True, fence=7)
+    assert owed.ranges == RangeSet([(0, 100)])

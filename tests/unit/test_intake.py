@@ -1,0 +1,130 @@
+"""What the kernel says of names and losses is looked at."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+
+from replicator.capture.event import EVENT, EventFlag, EventKind, Events
+from replicator.intake import Intake
+from replicator.model import FileId, Kind, Slot
+from replicator.observe.metrics import SenderMetrics
+from replicator.source.outbox import Outbox
+from replicator.tree.exclude import Exclude
+
+ROOT, SUB, FILE, STRANGER = (FileId(0, 0, number, 1) for number in (2, 3, 12, 99))
+
+
+class Sensor:
+    """Gives what it was given."""
+
+    tells_names = True
+
+    def __init__(self) -> None:
+        self.records: list[Events] = []
+        self.told: list[bytes] = []
+        self.lost: dict[str, int] = {}
+        self.inodes: list[FileId] = []
+        self.epoch = 0
+
+    def name(self, parent: FileId, name: bytes, target: FileId | None = None, flags: int = 0) -> None:
+        made = np.zeros(1, EVENT)
+        made["kind"], made["ts"], made["flags"] = int(EventKind.NAME), 5, flags
+        made["fs"], made["root"], made["ino"], made["gen"] = parent
+        if target is not None:
+            made["off"], made["len"] = target.ino, target.gen | len(name) << 32
+        self.records.append(made)
+        self.told.append(name)
+
+    def drain(self, limit: int) -> Events | None:
+        if not self.records:
+            return None
+        records, self.records = np.concatenate(self.records), []
+        return records
+
+    def names(self) -> list[bytes]:
+        told, self.told = self.told, []
+        return told
+
+    def advance(self) -> None:
+        pass
+
+    def losses(self) -> dict[str, int]:
+        return self.lost
+
+    def lost_inodes(self) -> list[FileId]:
+        inodes, self.inodes = self.inodes, []
+        return inodes
+
+    def fence(self) -> int:
+        self.epoch += 1
+        return self.epoch
+
+
+class World:
+    def __init__(self) -> None:
+        self.sensor = Sensor()
+        self.outbox = Outbox(ROOT, Exclude(()))
+        index = self.outbox.index
+        index.bind(Slot(ROOT, b"sub"), SUB, Kind.DIRECTORY)
+        index.bind(Slot(ROOT, b"file"), FILE, Kind.FILE)
+        index.bind(Slot(SUB, b"link"), FILE, Kind.FILE)
+        self.intake = Intake(cast(Any, self.sensor), None, self.outbox, SenderMetrics())
+
+    @property
+    def looks(self) -> set[Slot]:
+        return set(self.outbox.resolver._due)
+
+    @property
+    def lists(self) -> set[FileId]:
+        return set(self.outbox.resolver._lists)
+
+
+def test_a_name_is_looked_at_and_its_directory_owes_its_times() -> None:
+    world = World()
+    world.sensor.name(SUB, b"new", STRANGER)
+    world.intake.take_records()
+    assert world.looks == {Slot(SUB, b"new")}
+    assert SUB in world.outbox.table
+
+
+def test_names_outside_of_the_tree_are_nobodys_business() -> None:
+    world = World()
+    world.sensor.name(STRANGER, b"new")
+    world.intake.take_records()
+    assert world.looks == set()
+    assert len(world.outbox.table) == 0
+
+
+def test_what_moved_is_looked_at_by_all_names_that_it_had_also_when_it_left_the_tree() -> None:
+    world = World()
+    world.sensor.name(STRANGER, b"away", FILE, int(EventFlag.MOVED))
+    world.intake.take_records()
+    assert world.looks == {Slot(ROOT, b"file"), Slot(SUB, b"link")}
+
+
+def test_any_name_means_the_whole_directory() -> None:
+    world = World()
+    world.sensor.name(SUB, b"")
+    world.intake.take_records()
+    assert world.lists == {SUB}
+
+
+def test_a_lost_record_of_a_directory_has_it_listed() -> None:
+    world = World()
+    world.sensor.lost, world.sensor.inodes = {"ring_full": 2}, [SUB, FILE, STRANGER]
+    world.intake.check_losses()
+    assert world.lists == {SUB}
+    owed = world.outbox.table.get(FILE)
+    assert owed is not None
+    assert owed.whole
+
+
+def test_a_loss_without_a_name_has_everything_compared_and_listed() -> None:
+    for cause in ("recursion", "probe_missed", "lost_map_full"):
+        world = World()
+        world.sensor.lost = {cause: 1}
+        world.intake.check_losses()
+        assert world.lists == {ROOT, SUB}
+        assert all(id in world.outbox.table for id in (ROOT, SUB, FILE))
