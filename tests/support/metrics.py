@@ -5,7 +5,7 @@ Takes the text or the address of an exporter; gives the samples. Knows no types 
 
 from __future__ import annotations
 
-import urllib.request
+import http.client
 
 
 class Samples(dict[str, float]):
@@ -28,7 +28,10 @@ def parse(text: str) -> Samples:
 
 def scrape(address: str, timeout: float = 5.0) -> Samples:
     """Fetch `http://address/metrics`, where `address` is HOST:PORT. OSError if nobody answers."""
-    # No proxy: the environment's settings are not meant for loopback.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{address}/metrics", timeout=timeout) as answer:
-        return parse(answer.read().decode())
+    # Not urllib: it would ask the environment for a proxy, and takes longer than the answer.
+    connection = http.client.HTTPConnection(address, timeout=timeout)
+    try:
+        connection.request("GET", "/metrics")
+        return parse(connection.getresponse().read().decode())
+    finally:
+        connection.close()
