@@ -34,8 +34,9 @@ test: $(DEV_STAMP) $(TEST_STAMP) ## the whole suite, with real eBPF (root; TESTS
 	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest $(TESTS) $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: $(RUN_STAMP) ## measure lag and rates over loopback on this machine (root)
+bench: $(RUN_STAMP) ## measure lag and rates over loopback on this machine, and what hooks cost a writer (root)
 	$(AS_ROOT) $(PYTHON) bench/loopback.py
+	$(AS_ROOT) $(PYTHON) bench/writer.py
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## ruff and mypy --strict
