@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from tests.kernel.machine import MEMORY, Kernel, Machine, Run
+from tests.kernel.machine import HELPERS, MEMORY, Kernel, Machine, Run
 from tests.support.deadline import eventually
+from tests.support.helpers import build_all
 
 LIMIT = 40 * 60.0
 """Seconds that a machine may take."""
@@ -32,6 +33,7 @@ class Fleet:
         cpus = max(1, (os.cpu_count() or 1) // self.at_once)
         self.machines = {kernel: Machine(kernel, runs, LIMIT, cpus) for kernel, runs in wanted.items()}
         self._waiting = list(self.machines.values())
+        build_all(HELPERS)
 
     def finished(self, kernel: Kernel, run: Run) -> Machine:
         """Wait until that run is over, or its machine; the others go on meanwhile."""

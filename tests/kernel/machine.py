@@ -23,6 +23,7 @@ from tests.kernel.outcome import Outcome, outcomes
 
 PROJECT = Path(__file__).resolve().parents[2]
 KERNELS = PROJECT / "build/kernels"
+HELPERS = KERNELS / "helpers"
 MEMORY = 3072
 """MiB: three processes, the compiler of eBPF programs, and the filesystems' images on a tmpfs."""
 _PDEATHSIG = 1
@@ -54,7 +55,7 @@ class Run:
     tests: Sequence[str]
 
     def line(self) -> str:
-        """As guest.sh reads it; no word may have a space in it."""
+        """As guest.sh reads it; no word may have a space in it, nor may the project's path."""
         return f"{self.name}: {' '.join(f'{key}={value}' for key, value in self.variables.items())} -- " + " ".join(
             self.tests
         )

@@ -1,13 +1,15 @@
 """The C helpers of the tests (tests/helpers_c), built when first used.
 
 Takes a helper's name, gives the path of its program, built with gcc into a directory of this run; the build's
-errors are an AssertionError. `Mapper` drives the one that stays alive.
+errors are an AssertionError. The environment variable RSYNCFS_TEST_HELPERS names a directory that has them all already.
+`Mapper` drives the one that stays alive.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -31,7 +33,20 @@ def _directory() -> Path:
 @functools.cache
 def helper(name: str) -> Path:
     """The program made of tests/helpers_c/`name`.c."""
-    program = _directory() / name
+    ready = os.environ.get("RSYNCFS_TEST_HELPERS")
+    return Path(ready) / name if ready else build(name, _directory())
+
+
+def build_all(directory: Path) -> None:
+    """Build every helper into `directory`, which is made if missing."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for source in SOURCES.glob("*.c"):
+        build(source.stem, directory)
+
+
+def build(name: str, directory: Path) -> Path:
+    """Build one helper."""
+    program = directory / name
     command: list[str | Path] = [
         "gcc",
         "-O2",

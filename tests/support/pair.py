@@ -26,7 +26,7 @@ from typing import Any, Self
 from typer.main import get_command
 
 from replicator.cli import app
-from replicator.errors import RsyncfsError
+from replicator.errors import EnvironmentFault, RsyncfsError
 from tests.support import metrics
 from tests.support.certificates import Tls
 from tests.support.deadline import SLOW, eventually
@@ -274,6 +274,10 @@ class Pair:
         """
         code, said = _within("wait", "--state", str(self.send_state), "--timeout", f"{timeout * SLOW:g}")
         if code != 0:
+            if self.sender is not None and code == EnvironmentFault.exit_code:
+                # It is ending: its last words are to be in its log.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.sender.process.wait(STOP_SECONDS * SLOW)
             raise AssertionError(f"`wait`: {code} {said}\n{self.status_text()}")
 
     def try_wait(self, timeout: float) -> tuple[int, str]:
