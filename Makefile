@@ -40,9 +40,10 @@ test-kernels: $(DEV_STAMP) $(TEST_STAMP) $(KERNELS_STAMP) ## the tables of the t
 	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest tests/kernel/test_matrix.py $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: $(RUN_STAMP) ## measure lag and rates over loopback, and of trace, on this machine (root)
+bench: $(RUN_STAMP) ## measure lag and rates over loopback, of trace, and what hooks cost a writer, on this machine (root)
 	$(AS_ROOT) $(PYTHON) bench/loopback.py
 	$(AS_ROOT) $(PYTHON) bench/trace.py
+	$(AS_ROOT) $(PYTHON) bench/writer.py
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## ruff and mypy --strict

@@ -10,6 +10,9 @@ struct direct_write {
 	u64 len;
 	u64 pid; /* of who began it: it may end in a worker, or in anybody's interrupt */
 	u64 cgroup;
+	u64 task;   /* the same */
+	u64 told;   /* bytes that were told while that task had not been told that it need not wait */
+	u64 queued; /* it was */
 };
 /* Direct writes in flight, by kiocb. A read that begins with the same kiocb removes what a lost write left. */
 BPF_HASH(direct_writes, u64, struct direct_write, 16384);
@@ -35,6 +38,9 @@ HOOK(iomap, iomap_dio_rw_begin, struct kiocb *, struct iov_iter *, ...)
 	range.len = FIELD(iov_iter, count, iter);
 	range.pid = bpf_get_current_pid_tgid() >> 32;
 	range.cgroup = bpf_get_current_cgroup_id();
+	range.task = bpf_get_current_task();
+	range.told = 0;
+	range.queued = 0;
 #ifdef RSYNCFS_TRACE
 	rsyncfs_note_command();
 #endif
@@ -82,10 +88,38 @@ static __always_inline int direct_write_done(struct bpf_raw_tracepoint_args *ctx
 		end = FIELD(kiocb, ki_pos, iocb);
 		rsyncfs_emit(&subject, RSYNCFS_WRITE, end > FIELD(inode, i_size, subject.inode) ? RSYNCFS_F_BEFORE : 0,
 			     end - written, written);
+#ifdef RSYNCFS_VFS_WRITE
+		if (begun->task == bpf_get_current_task() && !begun->queued) {
+			begun->told = written; /* it may end within the call that began it */
+			return 0;
+		}
+#endif
 	}
 	direct_writes.delete(&iocb);
 	return 0;
 }
+
+#ifdef RSYNCFS_VFS_WRITE
+/*
+ * At the end of the call that began a direct write: whether all of `written` has been told. Nobody else's entry is
+ * touched: a kiocb that was used again has been begun by another task.
+ */
+#define RSYNCFS_DIRECT_TOLD(iocb, written) direct_write_told(iocb, written)
+static __always_inline bool direct_write_told(u64 iocb, s64 written)
+{
+	struct direct_write *begun = direct_writes.lookup(&iocb);
+	bool told;
+
+	if (!begun || begun->task != bpf_get_current_task())
+		return false;
+	told = written > 0 && begun->told == written;
+	if (begun->told)
+		direct_writes.delete(&iocb);
+	else
+		begun->queued = 1;
+	return told;
+}
+#endif
 
 HOOK(iomap, iomap_dio_complete, struct kiocb *, int, ssize_t)
 {

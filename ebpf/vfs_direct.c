@@ -28,8 +28,9 @@ ENTRY(vfs_direct, any, iomap_dio_complete, struct iomap_dio *)
 	direct.bytes = FIELD(iomap_dio, size, dio);
 	if (!rsyncfs_watched((void *)direct.inode, &subject))
 		return 0;
-	/* somebody waits for it, and tells of it, if it went well */
-	if (FIELD(iomap_dio, wait_for_completion, dio) && !FIELD(iomap_dio, error, dio))
+	/* who began it is told at once, and tells (vfs_write.c), if it went well and did not end in a worker */
+	if (!FIELD(iomap_dio, error, dio) && (FIELD(iomap_dio, wait_for_completion, dio) ||
+					      !(rsyncfs_task_flags() & RSYNCFS_PF_WQ_WORKER)))
 		return 0;
 	if (vfs_directs.update(&dio, &direct))
 		rsyncfs_count_loss(RSYNCFS_RETURN_MISSED);
@@ -49,7 +50,7 @@ AFTER(vfs_direct, any, iomap_dio_complete, struct iomap_dio *)
 	if (rsyncfs_watched((void *)direct->inode, &subject)) {
 		if (call->result > 0)
 			rsyncfs_emit(&subject, RSYNCFS_WRITE, 0, at - call->result, call->result);
-		else
+		else if (direct->bytes)
 			rsyncfs_emit(&subject, RSYNCFS_WRITE, RSYNCFS_F_BEFORE, at, direct->bytes);
 	}
 	vfs_directs.delete(&dio);

@@ -16,6 +16,10 @@ static __always_inline int vfs_wrote(void *iocb, s64 written)
 	struct rsyncfs_subject subject;
 	u64 end;
 
+#ifdef RSYNCFS_DIRECT_TOLD
+	if (FIELD(kiocb, ki_complete, iocb) && RSYNCFS_DIRECT_TOLD((u64)iocb, written))
+		return 0;
+#endif
 	if (!written || written == VFS_EIOCBQUEUED || written == VFS_EAGAIN)
 		return 0;
 	if (!rsyncfs_watched(FIELD(file, f_inode, FIELD(kiocb, ki_filp, iocb)), &subject))

@@ -75,7 +75,7 @@ def families_of(fstype: str, types: Btf) -> tuple[str, ...]:
             f"a source on {fstype} cannot be traced by the vfs sensor: put it on {', '.join(sorted(TYPES))}"
         )
     net = () if fstype == "tmpfs" else (NET,)
-    return (*BYTES, *direct_families(fstype, types), *NAMES, *net)
+    return (*direct_families(fstype, types), *BYTES, *NAMES, *net)
 
 
 class VfsSensor(BpfSensor):

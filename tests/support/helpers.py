@@ -20,7 +20,7 @@ from typing import Self
 from tests.support.deadline import SLOW
 
 SOURCES = Path(__file__).resolve().parents[1] / "helpers_c"
-LIBRARIES = {"uring_write": ["-luring"], "aio_write": ["-laio"], "writers": ["-pthread"]}
+LIBRARIES = {"uring_write": ["-luring"], "aio_write": ["-laio"], "writers": ["-pthread"], "hammer": ["-pthread"]}
 
 
 @functools.cache
@@ -62,12 +62,13 @@ def build(name: str, directory: Path) -> Path:
     return program
 
 
-def call(name: str, *words: object) -> None:
-    """Run a helper to its end. AssertionError with its own words if it fails."""
+def call(name: str, *words: object) -> str:
+    """Run a helper to its end; what it printed. AssertionError with its own words if it fails."""
     done = subprocess.run(
         [helper(name), *map(str, words)], capture_output=True, text=True, check=False, timeout=120 * SLOW
     )
     assert done.returncode == 0, f"{name} {words}: {done.stderr}"
+    return done.stdout
 
 
 class Mapper:

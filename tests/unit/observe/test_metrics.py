@@ -35,6 +35,7 @@ PROMISED = [
     ("rsyncfs_dirty_files", {}),
     ("rsyncfs_events_total", {"kind": "write"}),
     ("rsyncfs_events_total", {"kind": "name"}),
+    ("rsyncfs_events_suppressed_total", {}),
     ("rsyncfs_events_dropped_total", {"cause": "ring_full"}),
     ("rsyncfs_wire_bytes_total", {"direction": "sent"}),
     ("rsyncfs_wire_bytes_total", {"direction": "received"}),
