@@ -18,7 +18,7 @@ from typing import Self
 from tests.support.deadline import SLOW
 
 SOURCES = Path(__file__).resolve().parents[1] / "helpers_c"
-LIBRARIES = {"uring_write": ["-luring"], "aio_write": ["-laio"], "writers": ["-pthread"]}
+LIBRARIES = {"uring_write": ["-luring"], "aio_write": ["-laio"], "writers": ["-pthread"], "contend": ["-pthread"]}
 
 
 @functools.cache
