@@ -17,10 +17,12 @@ import struct
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from replicator.errors import EnvironmentFault
+from replicator.errors import EnvironmentFault, UsageError
 
 ROOM: Final = 4096
 """Calls of one function that may be under way at once; the kernel allows no more."""
+ROOM_VARIABLE: Final = "RSYNCFS_PROBE_ROOM"
+"""An environment variable that makes the room smaller."""
 _PLACES: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _PREFIX: Final = "rsyncfs_"
 _SYSCALL: Final = {"x86_64": 298, "aarch64": 241}
@@ -64,13 +66,21 @@ def probes_refusal() -> str | None:
     return None
 
 
+def room() -> int:
+    """What a return probe is to have room for. UsageError if `ROOM_VARIABLE` says nonsense."""
+    said = os.environ.get(ROOM_VARIABLE, str(ROOM))
+    if not said.isdecimal() or not 1 <= int(said) <= ROOM:
+        raise UsageError(f"{ROOM_VARIABLE}={said} is no room for calls: use a number from 1 to {ROOM}, or leave it out")
+    return int(said)
+
+
 class Probes:
     """All probes of one process; `close` removes them."""
 
-    def __init__(self, room: int = ROOM) -> None:
-        """EnvironmentFault if there are no probes. `room`: see ROOM."""
+    def __init__(self) -> None:
+        """EnvironmentFault if there are no probes."""
         self._tracing = tracing()
-        self._room = room
+        self._room = room()
         self._group = f"{_PREFIX}{os.getpid()}"
         self._number = next(_numbers)
         self._attached: list[str] = []
