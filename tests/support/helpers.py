@@ -23,7 +23,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "helpers_c"
 LIBRARIES = {
     "uring_write": ["-luring"],
     "aio_write": ["-laio"],
-    **dict.fromkeys(("writers", "hammer", "contend"), ["-pthread"]),
+    **{name: ["-pthread"] for name in ("writers", "hammer", "contend")},
 }
 
 
