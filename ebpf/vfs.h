@@ -31,47 +31,61 @@ BPF_HASH(calls, struct rsyncfs_calling, struct rsyncfs_called, 16384);
 
 /*
  * A trampoline's program can be preempted, and the kernel skips a program that is under way already on the same
- * processor, also for another task. So there are two for each return: the second one looks whether the first has told of
- * this very call. The first leaves a note for it on this processor; the note is this call's if the same task wrote it and
- * has not been off the processor since, because the second one takes each note away.
+ * processor, also for another task. So there are two for each return, and where that has not been enough, a probe behind
+ * them, which is never preempted (capture/load.py). Each looks whether one before it has told of this very call: that one
+ * leaves a note, by thread. The spare passes it on, and the probe takes it away.
+ *
+ * If the spare finds the thread's place without the first one's note, or the probe without either's, the first was
+ * skipped, which is counted: calls that it was skipped for, less these, are at least those that nobody told of. (After a
+ * spare that was skipped, or before there is a probe, an old note may look like this call's; nothing is counted then.)
  */
-struct rsyncfs_note {
-	u64 task; /* 0: none */
-	u64 switches;
-	u64 function;
+#define RSYNCFS_NOTES 32768 /* a power of two */
+#define RSYNCFS_FUNCTIONS 64
+BPF_ARRAY(notes, u64, RSYNCFS_NOTES); /* thread << 32 | function << 2 | enum rsyncfs_teller */
+BPF_PERCPU_ARRAY(spared, u64, RSYNCFS_FUNCTIONS);
+
+enum rsyncfs_teller {
+	RSYNCFS_NOBODY = 0,
+	RSYNCFS_FIRST = 1,
+	RSYNCFS_SPARE = 2,
+	RSYNCFS_PROBE = 3,
 };
-BPF_PERCPU_ARRAY(notes, struct rsyncfs_note, 1);
 
-static __always_inline u64 rsyncfs_switches(u64 task)
+/* The thread's place, and what `teller` writes there. */
+static __always_inline u64 *rsyncfs_note(u64 *note, u32 function, u32 teller)
 {
-	return FIELD(task_struct, nvcsw, task) + FIELD(task_struct, nivcsw, task);
+	u32 thread = bpf_get_current_pid_tgid(), place = thread & (RSYNCFS_NOTES - 1);
+	u64 *there = notes.lookup(&place);
+
+	*note = (u64)thread << 32 | function << 2 | teller;
+	return there;
 }
 
-static __always_inline void rsyncfs_tell_spare(u64 function)
+static __always_inline void rsyncfs_tell_spare(u32 function)
 {
-	u32 zero = 0;
-	struct rsyncfs_note *note = notes.lookup(&zero);
+	u64 note, *there = rsyncfs_note(&note, function, RSYNCFS_FIRST);
 
-	if (!note)
-		return;
-	note->task = 0;
-	note->function = function;
-	note->switches = rsyncfs_switches(bpf_get_current_task());
-	note->task = bpf_get_current_task();
+	if (there)
+		*(volatile u64 *)there = note;
 }
 
-static __always_inline bool rsyncfs_was_told(u64 function)
+/* Whether one before `teller` has told of this call. If not, `teller` is to tell. */
+static __always_inline bool rsyncfs_was_told(u32 function, u32 teller)
 {
-	u32 zero = 0;
-	struct rsyncfs_note *note = notes.lookup(&zero);
-	u64 task = bpf_get_current_task();
-	bool told;
+	u64 none, *there = rsyncfs_note(&none, function, RSYNCFS_NOBODY), found, *count;
 
-	if (!note || note->task != task)
+	if (!there)
 		return false;
-	told = note->function == function && note->switches == rsyncfs_switches(task);
-	note->task = 0;
-	return told;
+	found = *(volatile u64 *)there;
+	*(volatile u64 *)there = teller == RSYNCFS_SPARE ? none | RSYNCFS_SPARE : none;
+	if (found == (none | RSYNCFS_FIRST) || (teller == RSYNCFS_PROBE && found == (none | RSYNCFS_SPARE)))
+		return true;
+	if (found >> 32 == none >> 32) { /* else another thread has the same place */
+		count = spared.lookup(&function);
+		if (count)
+			__sync_fetch_and_add(count, 1);
+	}
+	return false;
 }
 
 /* An inode that tells which filesystem a call is about, by the type of one of its arguments. */

@@ -6,6 +6,7 @@ this kernel lacks is reported in `coverage()` and does not fail the rest.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import sys
@@ -23,7 +24,7 @@ from replicator.capture.event import Events
 from replicator.capture.fence import Fence
 from replicator.capture.headers import CACHE
 from replicator.capture.layout import FunctionHook, Hook
-from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Program
+from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Loaded, Program
 from replicator.capture.probes import Probes
 from replicator.capture.ring import Ring
 from replicator.capture.sensor import Coverage, Filesystem, Watched
@@ -31,6 +32,8 @@ from replicator.capture.source import AnyHook, assemble
 from replicator.capture.symbols import DIRECT_END, code_of
 from replicator.errors import EnvironmentFault
 from replicator.model import FileId
+
+_log = logging.getLogger(__name__)
 
 # enum rsyncfs_type and enum rsyncfs_loss of ebpf/maps.h
 TYPES: Final = {"ext4": 1, "xfs": 2, "btrfs": 3, "tmpfs": 4}
@@ -78,6 +81,7 @@ class BpfSensor(ABC):
         self._counters: bpf.Counters | None = None
         self._besides: list[Coverage] = []
         self._fence: Fence | None = None
+        self._backed: set[FunctionHook] = set()
 
     def attach(self, source: Watched) -> None:
         """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
@@ -202,18 +206,38 @@ class BpfSensor(ABC):
         return sum(int.from_bytes(value, "little") for value in each)
 
     def _skipped(self) -> int:
-        """Of two programs that see the same, no more can have been skipped for one call than either was skipped."""
-        assert self._counters is not None
+        """Of two programs that see the same, no more can have been skipped for one call than either was skipped.
+
+        A function where that happened gets probes as well, so that it does not happen again.
+        """
+        program = self._attached()
         groups: dict[tuple[str, str], list[int]] = {}
-        for number, item in enumerate(self._attached().loaded):
+        pairs: dict[tuple[str, str], FunctionHook] = {}
+        for number, item in enumerate(program.loaded):
             hook = item.hook
             if target(hook) == _SKIPPABLE:
                 continue
-            skipped = self._counters.read(item.descriptor).skipped
             twice = isinstance(hook, FunctionHook) or hook.tracepoint == _TWICE
             key = (item.mechanism, target(hook)) if twice else (item.mechanism, str(number))
+            skipped = self._times_skipped(item)
+            if isinstance(hook, FunctionHook) and item.mechanism == TRAMPOLINES[False] and not item.spare:
+                pairs[key] = hook
+                if skipped:
+                    # the kernel counts before the spare does: read the other way round, so as not to subtract too much
+                    spared = program.spared(hook)
+                    skipped = self._times_skipped(item) - spared
             groups.setdefault(key, []).append(skipped)
-        return sum(min(skipped) for skipped in groups.values())
+        totals = {key: min(skipped) for key, skipped in groups.items()}
+        for key, hook in pairs.items():
+            if totals[key] and hook not in self._backed:
+                self._backed.add(hook)
+                if program.back(hook):
+                    _log.warning("the kernel skips programs on %s: from now on probes see it as well", hook.function)
+        return sum(totals.values())
+
+    def _times_skipped(self, item: Loaded) -> int:
+        assert self._counters is not None
+        return self._counters.read(item.descriptor).skipped
 
     def lost_inodes(self) -> list[FileId]:
         """Take the inodes whose records were lost. One that is lost again meanwhile is in this answer or the next."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -63,6 +64,7 @@ class Program:
         """
         self.loaded: list[Loaded] = []
         self.excluded: list[Excluded] = list(assembly.excluded)
+        self._functions = [hook for hook in assembly.hooks if isinstance(hook, FunctionHook)]
         self._made, self._types = made, types
         self._trampolines, self._probes, self._attach = trampolines, probes, attach
         self._links: list[int] = []
@@ -91,6 +93,25 @@ class Program:
     def attached(self) -> list[AnyHook]:
         """Every hook that is in use, each once."""
         return list(dict.fromkeys(item.hook for item in self.loaded))
+
+    def back(self, hook: FunctionHook) -> bool:
+        """Attach probes to a function that trampolines see: what both of their programs miss the probes tell.
+
+        Probes cost each call more, but are never preempted. False if there can be none.
+        """
+        if self._probes is None:
+            return False
+        try:
+            self._attach_probes(hook, self._probes)
+        except OSError as fault:
+            _log.debug("%s: no probes besides: %s", hook, fault)
+            return False
+        return True
+
+    def spared(self, hook: FunctionHook) -> int:
+        """Calls for which the first program of a trampoline was skipped, and another one told."""
+        place = self._functions.index(hook).to_bytes(4, sys.byteorder)
+        return sum(int.from_bytes(count, sys.byteorder) for count in self._maps["spared"].each(place))
 
     def close(self) -> None:
         """Detach all hooks and free programs and maps. May be called twice."""

@@ -11,15 +11,18 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 import struct
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from replicator.errors import EnvironmentFault
+from replicator.errors import EnvironmentFault, UsageError
 
 ROOM: Final = 4096
 """Calls of one function that may be under way at once; the kernel allows no more."""
+ROOM_VARIABLE: Final = "RSYNCFS_PROBE_ROOM"
+"""An environment variable that makes the room smaller."""
 _PLACES: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _PREFIX: Final = "rsyncfs_"
 _SYSCALL: Final = {"x86_64": 298, "aarch64": 241}
@@ -27,6 +30,10 @@ _TYPE_TRACEPOINT: Final = 2
 _IOC_ENABLE, _IOC_SET_BPF = 0x2400, 0x40042408
 _CLOEXEC: Final = 8
 
+_LONGEST: Final = 63
+"""Characters of an event's name."""
+
+_numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -35,11 +42,6 @@ class Probe(NamedTuple):
 
     function: str
     returns: bool
-
-    @property
-    def name(self) -> str:
-        """As tracefs knows it, in its group."""
-        return f"{'r' if self.returns else 'p'}_{self.function}"
 
 
 def tracing() -> Path:
@@ -64,24 +66,35 @@ def probes_refusal() -> str | None:
     return None
 
 
+def room() -> int:
+    """What a return probe is to have room for. UsageError if `ROOM_VARIABLE` says nonsense."""
+    said = os.environ.get(ROOM_VARIABLE, str(ROOM))
+    if not said.isdecimal() or not 1 <= int(said) <= ROOM:
+        raise UsageError(f"{ROOM_VARIABLE}={said} is no room for calls: use a number from 1 to {ROOM}, or leave it out")
+    return int(said)
+
+
 class Probes:
     """All probes of one process; `close` removes them."""
 
-    def __init__(self, room: int = ROOM) -> None:
-        """EnvironmentFault if there are no probes. `room`: see ROOM."""
+    def __init__(self) -> None:
+        """EnvironmentFault if there are no probes."""
         self._tracing = tracing()
-        self._room = room
+        self._room = room()
         self._group = f"{_PREFIX}{os.getpid()}"
-        self._attached: list[Probe] = []
+        self._number = next(_numbers)
+        self._attached: list[str] = []
         self._descriptors: list[int] = []
         self._remove_leftovers()
 
     def attach(self, probe: Probe, program: int) -> None:
         """Have `program` called there. OSError if the kernel refuses."""
         kind = f"r{self._room}" if probe.returns else "p"
-        self._define(f"{kind}:{self._group}/{probe.name} {probe.function}")
-        self._attached.append(probe)
-        number = int((self._tracing / "events" / self._group / probe.name / "id").read_text())
+        # what tracefs counts is told by name alone, without the group
+        name = f"{'r' if probe.returns else 'p'}{self._number}_{os.getpid()}_{probe.function}"[:_LONGEST]
+        self._define(f"{kind}:{self._group}/{name} {probe.function}")
+        self._attached.append(name)
+        number = int((self._tracing / "events" / self._group / name / "id").read_text())
         # struct perf_event_attr: type, size, config, sample_period
         attributes = ctypes.create_string_buffer(struct.pack("=IIQQ", _TYPE_TRACEPOINT, 128, number, 1), 128)
         descriptor = _libc.syscall(_SYSCALL[os.uname().machine], attributes, -1, 0, -1, _CLOEXEC)
@@ -95,7 +108,7 @@ class Probes:
     def missed(self) -> int:
         """Calls that the kernel could not probe, of all probes since they were attached."""
         total = 0
-        names = {probe.name for probe in self._attached}
+        names = set(self._attached)
         for line in (self._tracing / "kprobe_profile").read_text().splitlines():
             name, _, misses = line.split()
             if name in names:
@@ -107,9 +120,9 @@ class Probes:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
-        for probe in self._attached:
+        for name in self._attached:
             with contextlib.suppress(OSError):
-                self._define(f"-:{self._group}/{probe.name}")
+                self._define(f"-:{self._group}/{name}")
         self._attached = []
 
     def _define(self, line: str) -> None:

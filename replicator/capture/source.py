@@ -81,7 +81,10 @@ def assemble(families: Sequence[str], fstype: str, types: Btf, defines: Sequence
     parts.append(layout.constants([*headers.values(), *chosen.values(), _PROBE_MEMBERS], types))
     parts += [f"#define RETURNS_POINTER_{hook.function} {int(_returns_pointer(hook, types))}\n" for hook in functions]
     parts += [f'#line 1 "{name}"\n{text}' for name, text in (headers | chosen).items()]
-    parts += [_wrapped(number, hook, types) for number, hook in enumerate(functions)]
+    entered = {hook.function for hook in functions if hook.entry}
+    parts += [
+        _wrapped(number, hook, types, noted=hook.function not in entered) for number, hook in enumerate(functions)
+    ]
     return Assembly("".join(parts), tuple(wanted), tuple(excluded))
 
 
@@ -125,7 +128,8 @@ def _returns_pointer(hook: layout.FunctionHook, types: Btf) -> bool:
     return function is not None and function.result.endswith("*")
 
 
-def _wrapped(number: int, hook: layout.FunctionHook, types: Btf) -> str:
+def _wrapped(number: int, hook: layout.FunctionHook, types: Btf, *, noted: bool) -> str:
+    """The programs around a body. Without `noted`, it can be called twice for one call, also from an interrupt."""
     function = types.function(hook.function)
     assert function is not None
     positions = hook.positions(function.arguments)
@@ -137,8 +141,8 @@ def _wrapped(number: int, hook: layout.FunctionHook, types: Btf) -> str:
     result = "" if hook.entry else f"\tcall.result = words[{count}];\n"
     text = ""
     for spare in (False,) if hook.entry else (False, True):
-        seen = f"\tif (rsyncfs_was_told({number}))\n\t\treturn 0;\n" if spare else ""
-        tell = f"\trsyncfs_tell_spare({number});\n" if not spare and not hook.entry else ""
+        seen = f"\tif ({_was_told(number, noted, 'RSYNCFS_SPARE')})\n\t\treturn 0;\n" if spare else ""
+        tell = f"\trsyncfs_tell_spare({number});\n" if not spare and noted else ""
         text += (
             f"int {trampoline_program(hook, spare=spare)}(struct rsyncfs_words *ctx)\n{{\n"
             f"\tu64 words[{words}];\n\tstruct rsyncfs_call call = {{}};\n\n"
@@ -157,10 +161,16 @@ def _wrapped(number: int, hook: layout.FunctionHook, types: Btf) -> str:
     return text + (
         f"int {entry}(struct pt_regs *ctx)\n{{\n\tstruct rsyncfs_call call = {{}};\n\n{loads}"
         f"\treturn rsyncfs_remember({number}, {_inode(hook)}, &call);\n}}\n"
-        f"int {after}(struct pt_regs *ctx)\n{{\n\tstruct rsyncfs_call call = {{}};\n\n"
-        f"\tif (!rsyncfs_recall({number}, &call))\n\t\treturn 0;\n"
+        f"int {after}(struct pt_regs *ctx)\n{{\n\tstruct rsyncfs_call call = {{}};\n"
+        f"\tbool told = {_was_told(number, noted, 'RSYNCFS_PROBE')};\n\n"
+        f"\tif (!rsyncfs_recall({number}, &call) || told)\n\t\treturn 0;\n"
         f"\tcall.result = {_register(None)};\n\treturn {body}(&call);\n}}\n"
     )
+
+
+def _was_told(number: int, noted: bool, teller: str) -> str:
+    """C for whether a call need not be told."""
+    return f"rsyncfs_was_told({number}, {teller})" if noted else "false"
 
 
 def _register(argument: int | None) -> str:

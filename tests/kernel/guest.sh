@@ -7,7 +7,7 @@
 # and SHARED/NAME.done its exit code, there when it is over.
 set -euo pipefail
 project=$1 shared=$2
-exec >"$shared/guest.log" 2>&1 </dev/null
+exec >"$shared/machine.log" 2>&1 </dev/null
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 say() {
 	echo "$(cut -d ' ' -f 1 /proc/uptime) s: $*"

@@ -46,5 +46,5 @@ def test_all_of_it_passes_on_this_kernel(fleet: Fleet, kernel: Kernel, run: Run)
 
 
 def _logs(machine: Machine, run: Run) -> str:
-    names = (f"{run.name}.log", "guest.log", "dmesg.log", "console.log")
+    names = (f"{run.name}.log", "machine.log", "dmesg.log", "console.log")
     return "\n".join(f"--- {name}\n{machine.text(name)}" for name in names)

@@ -10,11 +10,12 @@ import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from replicator.capture.bpf_sensor import BpfSensor
 from replicator.capture.event import EVENT, TO_THE_END, EventFlag, EventKind, Events
 from replicator.capture.sensor import Filesystem
 from replicator.capture.tracepoint import TracepointSensor
@@ -88,7 +89,7 @@ class Records:
 class Traced:
     """A filesystem below `root` and the sensor that watches it."""
 
-    def __init__(self, fstype: str, root: Path, sensor: TracepointSensor) -> None:
+    def __init__(self, fstype: str, root: Path, sensor: BpfSensor) -> None:
         self.fstype = fstype
         self.root = root
         self.sensor = sensor
@@ -99,8 +100,8 @@ class Traced:
         self._names += 1
         return self.root / f"file{self._names}"
 
-    def drain(self) -> Events:
-        """Everything that was submitted before the call."""
+    def everything(self) -> Events:
+        """Everything that was submitted before the call, whatever was lost besides."""
         target = self.sensor.produced()
         parts: list[Events] = [np.zeros(0, EVENT)]
 
@@ -111,8 +112,13 @@ class Traced:
             return self.sensor.consumed() >= target
 
         eventually(complete, what="the ring's records")
-        assert not any(self.sensor.losses().values()), self.sensor.losses()
         return np.concatenate(parts)
+
+    def drain(self) -> Events:
+        """The same, and nothing was lost."""
+        events = self.everything()
+        assert not any(self.sensor.losses().values()), self.sensor.losses()
+        return events
 
     def records(self, fd: int) -> Records:
         """The records of an open file since the last question; those of other files are dropped."""
@@ -150,11 +156,17 @@ def kernel_dev(point: Path) -> int:
 
 @contextlib.contextmanager
 def traced(
-    fstype: str, directory: Path, options: Sequence[str] = (), *, ring_bytes: int = 1 << 20, lost_inodes: int = 1024
+    fstype: str,
+    directory: Path,
+    options: Sequence[str] = (),
+    *,
+    ring_bytes: int = 1 << 20,
+    lost_inodes: int = 1024,
+    made: Callable[[int, int], BpfSensor] = TracepointSensor,
 ) -> Iterator[Traced]:
-    """A new filesystem with a sensor attached; both are gone afterwards."""
+    """A new filesystem with a sensor attached, `made` of both sizes; both are gone afterwards."""
     with filesystem(fstype, directory, options=options) as point:
-        sensor = TracepointSensor(ring_bytes, lost_inodes)
+        sensor = made(ring_bytes, lost_inodes)
         try:
             sensor.attach(Filesystem(fstype, kernel_dev(point)))
             yield Traced(fstype, point, sensor)

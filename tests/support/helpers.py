@@ -20,7 +20,11 @@ from typing import Self
 from tests.support.deadline import SLOW
 
 SOURCES = Path(__file__).resolve().parents[1] / "helpers_c"
-LIBRARIES = {"uring_write": ["-luring"], "aio_write": ["-laio"], "writers": ["-pthread"], "hammer": ["-pthread"]}
+LIBRARIES = {
+    "uring_write": ["-luring"],
+    "aio_write": ["-laio"],
+    **{name: ["-pthread"] for name in ("writers", "hammer", "contend")},
+}
 
 
 @functools.cache
