@@ -33,7 +33,8 @@ def parted(records: Events, names: list[bytes]) -> tuple[Events, list[Timed]]:
         parent = FileId(fs, root, ino, gen)
         target = FileId(fs, root, off, length & 0xFFFFFFFF) if off else None
         if target is not None and flags & _MOVED:
-            looks.append(Timed(ts, MovedLook(target)))
+            # its attributes too: XFS gives a directory that changed places a new mtime
+            looks += (Timed(ts, MovedLook(target)), Timed(ts, InodeLook(target)))
         looks.append(Timed(ts, SlotLook(Slot(parent, name), target) if name else ListLook(parent)))
         looks.append(Timed(ts, InodeLook(parent)))
     return records[~named], looks

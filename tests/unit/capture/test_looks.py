@@ -46,11 +46,12 @@ def test_names_are_parted_from_bytes_in_their_order() -> None:
     ]
 
 
-def test_a_moved_inode_is_looked_at_by_all_its_names_first() -> None:
+def test_a_moved_inode_is_looked_at_by_all_its_names_first_and_owes_its_attributes() -> None:
     records = record(EventKind.NAME, 4, int(EventFlag.MOVED), TARGET, b"new")
     _, looks = parted(records, [b"new"])
     assert [timed.look for timed in looks] == [
         MovedLook(TARGET),
+        InodeLook(TARGET),
         SlotLook(Slot(PARENT, b"new"), TARGET),
         InodeLook(PARENT),
     ]
