@@ -90,13 +90,14 @@ class VfsSensor(BpfSensor):
                 f"the vfs sensor needs BPF trampolines or kernel probes: {offered.trampolines}; {offered.probes}; use "
                 "--sensor tracepoint, or auto"
             )
-        self._hook(source, families, types, offered, attach)
+        self._hook(source, families, types, offered, attach, writes=True)
         lacking = self._lacking(BYTES)
         if lacking:
             # what a function does not tell, the filesystem's own tracepoints do
+            writes = not self._lacking(("vfs_write",))
             self.close()
             others = [one for one in tracepoint.families_on(source.fstype, types) if one not in families]
-            self._hook(source, (*families, *others), types, offered, attach)
+            self._hook(source, (*families, *others), types, offered, attach, writes=writes)
         if not self._told_bytes(source.fstype):
             reasons = sorted({item.reason for item in self._attached().excluded})
             self.close()
@@ -107,12 +108,22 @@ class VfsSensor(BpfSensor):
         if not self.tells_names:
             self._besides = [Coverage("vfs_names", tracepoint.MODIFY, covered=True)]
 
-    def _hook(self, source: Watched, families: tuple[str, ...], types: Btf, offered: Mechanisms, attach: bool) -> None:
+    def _hook(
+        self,
+        source: Watched,
+        families: tuple[str, ...],
+        types: Btf,
+        offered: Mechanisms,
+        attach: bool,
+        *,
+        writes: bool,
+    ) -> None:
+        """Load the families. `writes`: functions tell of every write whose caller waits for it, so others need not."""
         self._load(
             source,
             families,
             types,
-            ("RSYNCFS_VFS_WRITE",) if "vfs_write" in families else (),
+            ("RSYNCFS_VFS_WRITE",) if writes else (),
             trampolines=offered.trampolines is None,
             probes=Probes() if offered.probes is None else None,
             attach=attach,
