@@ -44,9 +44,9 @@ def kernel_types(modules: tuple[str, ...] = ()) -> Btf:
         raise EnvironmentFault(f"the kernel's type information is not readable: {fault}; use another kernel") from fault
 
 
-def compiled(text: str, cache: Path = CACHE) -> Object:
-    """The object of one text, from the cache or made now."""
-    tree = header_tree(cache)
+def compiled(text: str, cache: Path = CACHE, release: str | None = None) -> Object:
+    """The object of one text for a kernel, or the running one: from the cache or made now."""
+    tree = header_tree(cache, release)
     bcc = bcc_origin()
     made_by = f"{tree.name} {bcc} {bcc.stat().st_mtime_ns}"
     place = cache / f"{_PREFIX}{xxhash.xxh3_128_hexdigest(f'{made_by} {text}'.encode())}"

@@ -101,9 +101,10 @@ def kernel_version(release: str) -> tuple[int, int, int]:
     return major, minor, patch
 
 
-def header_tree(cache: Path = CACHE) -> Path:
-    """The tree for the running kernel, made on first use. EnvironmentFault if it cannot be kept."""
-    kconfig = _KCONFIG.replace("{version}", ", ".join(map(str, kernel_version(os.uname().release)))).replace(
+def header_tree(cache: Path = CACHE, release: str | None = None) -> Path:
+    """The tree for a kernel, or the running one, made on first use. EnvironmentFault if it cannot be kept."""
+    version = kernel_version(release or os.uname().release)
+    kconfig = _KCONFIG.replace("{version}", ", ".join(map(str, version))).replace(
         "{page_size}", str(os.sysconf("SC_PAGE_SIZE"))
     )
     files = {**dict.fromkeys(_EMPTY, ""), "include/linux/kconfig.h": kconfig}

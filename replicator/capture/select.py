@@ -29,9 +29,8 @@ def select_sensor(wanted: str, fstype: str, *, tracing: bool = False) -> BpfSens
     refusal = bpf_refusal()
     if refusal is not None:
         raise EnvironmentFault(refusal)
-    types = kernel_types()
-    if wanted == "vfs" or (wanted == "auto" and vfs.mechanisms(types).usable):
-        vfs.families_of(fstype, types)
+    if wanted == "vfs" or (wanted == "auto" and vfs.mechanisms(kernel_types()).usable):
+        vfs.check(fstype)
         return VfsSensor(tracing=tracing)
     tracepoint.families_of(fstype)
     return TracepointSensor(tracing=tracing)

@@ -31,6 +31,9 @@ _DIRECT_TRACEPOINT: Final = "iomap_dio_complete"
 FAMILIES: Final = (*BYTES, *_DIRECT, *NAMES)
 """All families of functions (files in ebpf/)."""
 
+WRITES_TOLD: Final = ("RSYNCFS_VFS_WRITE",)
+"""Defined in the text if functions tell of every write whose caller waits for it, so that others need not."""
+
 MECHANISM: Final = "RSYNCFS_VFS_MECHANISM"
 """An environment variable: "fexit" or "kprobe" takes only that one."""
 
@@ -68,12 +71,17 @@ def direct_families(fstype: str, types: Btf) -> tuple[str, ...]:
     return _DIRECT if types.tracepoint(_DIRECT_TRACEPOINT) is None else _DIRECT_TRACED
 
 
-def families_of(fstype: str, types: Btf) -> tuple[str, ...]:
-    """The families for a filesystem type. EnvironmentFault for a type that this sensor does not know."""
+def check(fstype: str) -> None:
+    """EnvironmentFault for a type of filesystem that this sensor does not know."""
     if fstype not in TYPES:
         raise EnvironmentFault(
             f"a source on {fstype} cannot be traced by the vfs sensor: put it on {', '.join(sorted(TYPES))}"
         )
+
+
+def families_of(fstype: str, types: Btf) -> tuple[str, ...]:
+    """The families for a filesystem type. EnvironmentFault for one that this sensor does not know."""
+    check(fstype)
     net = () if fstype == "tmpfs" else (NET,)
     return (*direct_families(fstype, types), *BYTES, *NAMES, *net)
 
@@ -118,12 +126,12 @@ class VfsSensor(BpfSensor):
         *,
         writes: bool,
     ) -> None:
-        """Load the families. `writes`: functions tell of every write whose caller waits for it, so others need not."""
+        """Load the families; `writes`: see `WRITES_TOLD`."""
         self._load(
             source,
             families,
             types,
-            ("RSYNCFS_VFS_WRITE",) if writes else (),
+            WRITES_TOLD if writes else (),
             trampolines=offered.trampolines is None,
             probes=Probes() if offered.probes is None else None,
             attach=attach,

@@ -73,6 +73,7 @@ class Machine:
         self.kernel, self.runs, self._limit, self._cpus = kernel, runs, limit, cpus
         self.shared = KERNELS / "runs" / kernel.series
         self._process: subprocess.Popen[bytes] | None = None
+        self._compiler: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self.fate = "not started"
 
@@ -117,7 +118,17 @@ class Machine:
         elif time.monotonic() - self._started > self._limit:
             self.stop()
             self.fate = f"did not end within {self._limit:.0f} s and was killed"
+        elif self._compiler is None and (self.shared / "btf.done").exists():
+            self._compile()
         return self._process is not None
+
+    def _compile(self) -> None:
+        """Make what the guest waits for (tests/kernel/compiling.py); if that fails, it says so and does it itself."""
+        words = [sys.executable, "-m", "tests.kernel.compiling", self.kernel.release, str(self.shared)]
+        with (self.shared / "compiling.log").open("wb") as log:
+            self._compiler = subprocess.Popen(
+                words, stdout=log, stderr=subprocess.STDOUT, cwd=PROJECT, preexec_fn=_die_with_parent
+            )
 
     def stop(self) -> None:
         """End it at once."""
@@ -126,6 +137,9 @@ class Machine:
             os.killpg(process.pid, signal.SIGKILL)  # the session that it was given, with qemu in it
             process.wait()
             self.fate = "was stopped"
+        if self._compiler is not None:
+            self._compiler.kill()
+            self._compiler.wait()
 
     def code(self, run: str) -> int | None:
         """How that run of pytest ended; None if it has not."""

@@ -14,6 +14,8 @@ import pytest
 
 from tests.kernel.outcome import Outcome, Verdict
 
+FILESYSTEMS = ("ext4", "xfs", "btrfs")
+"""What the tables are run on."""
 REPORT_LIMIT = 30_000
 """Characters of a failure that are kept."""
 
@@ -22,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options."""
     group = parser.getgroup("records")
     group.addoption("--records", type=Path, default=None, help="write the outcomes to this file, one a line")
-    group.addoption("--filesystems", default="ext4,xfs,btrfs", help="stages of other filesystems are left out")
+    group.addoption("--filesystems", default=",".join(FILESYSTEMS), help="stages of other filesystems are left out")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,33 @@
+"""Compiles on the host what the guests will load: `python -m tests.kernel.compiling RELEASE SHARED`.
+
+Takes a kernel's release and a guest's shared directory, in which the guest has put its kernel's BTF (`btf`); leaves
+there the cache of programs (`cache`) that a sender in the guest would make, at a tenth of the time that an emulated
+processor needs for it, and `cache.done`. What is missing there, or was made from something else, a guest compiles.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from replicator.capture import tracepoint, vfs
+from replicator.capture.btf import Btf
+from replicator.capture.compile import compiled
+from replicator.capture.source import assemble
+from tests.kernel.record import FILESYSTEMS
+
+
+def compile_all(release: str, shared: Path) -> None:
+    """The programs of both sensors for each filesystem."""
+    for fstype in FILESYSTEMS:
+        types = Btf.of_kernel((fstype, "iomap"), shared / "btf")
+        for families, defines in (
+            (vfs.families_of(fstype, types), vfs.WRITES_TOLD),
+            (tracepoint.families_on(fstype, types), ()),
+        ):
+            compiled(assemble(families, fstype, types, defines).text, shared / "cache", release)
+    (shared / "cache.done").touch()
+
+
+if __name__ == "__main__":
+    compile_all(sys.argv[1], Path(sys.argv[2]))
