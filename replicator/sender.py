@@ -338,7 +338,7 @@ class Sender:
             self._barrier(self._scanned)
         sent, received = self.uplink.wire_bytes
         self.metrics.wire_bytes.follow({"sent": sent, "received": received})  # who was made to wait finds it counted
-        if self.barriers:
+        if self.barriers.closing:  # what was lost before somebody asked belongs to the generation that is closed now
             self.intake.check_losses()
         in_sync = self.phase == "ready"
         scanned = in_sync or self.phase == "sending"

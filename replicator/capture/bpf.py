@@ -19,7 +19,7 @@ _PROG_LOAD, _PROG_TEST_RUN, _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 5, 10, 1
 _BTF_GET_FD_BY_ID, _BTF_GET_NEXT_ID = 19, 23
 _MAP_TYPE_RINGBUF: Final = 27
 _RUN_ON_CPU: Final = 1
-_SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}.get(os.uname().machine)
 
 PROGRAM_KPROBE: Final = 2
 PROGRAM_RAW_TRACEPOINT: Final = 17
@@ -54,13 +54,13 @@ class Info(NamedTuple):
 
 def supported_machine() -> bool:
     """Whether this processor type's system call numbers are known."""
-    return os.uname().machine in _SYSCALL
+    return _SYSCALL is not None
 
 
 def _bpf(command: int, attributes: bytes) -> int:
     """bpf(2) with `union bpf_attr`, padded with zeros. OSError if the kernel refuses."""
     padded = ctypes.create_string_buffer(attributes, max(len(attributes), 128))
-    result: int = _libc.syscall(_SYSCALL[os.uname().machine], command, padded, len(padded))
+    result: int = _libc.syscall(_SYSCALL, command, padded, len(padded))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -197,10 +197,12 @@ class Counters:
             None if member is None else member.offset
             for member in (types.member("bpf_prog_info", name) for name in ("recursion_misses", "verified_insns"))
         )
+        self._info = ctypes.create_string_buffer(512)
 
     def read(self, program: int) -> Info:
         """Of one program, since it was loaded."""
-        info = ctypes.create_string_buffer(512)
+        info = self._info
+        ctypes.memset(info, 0, len(info))  # the kernel takes what it finds there for wishes
         _bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", program, len(info), ctypes.addressof(info)))
         skipped = 0 if self._skipped is None else struct.unpack_from("=Q", info, self._skipped)[0]
         verified = 0 if self._verified is None else struct.unpack_from("=I", info, self._verified)[0]
@@ -212,7 +214,7 @@ def module_types(module: str) -> int:
     number = 0
     while True:
         attributes = ctypes.create_string_buffer(struct.pack("=II", number, 0), 128)
-        if _libc.syscall(_SYSCALL[os.uname().machine], _BTF_GET_NEXT_ID, attributes, len(attributes)) < 0:
+        if _libc.syscall(_SYSCALL, _BTF_GET_NEXT_ID, attributes, len(attributes)) < 0:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/sys/kernel/btf/{module}")
         (number,) = struct.unpack_from("=I", attributes, 4)
         descriptor = _bpf(_BTF_GET_FD_BY_ID, struct.pack("=I", number))

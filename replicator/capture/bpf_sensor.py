@@ -81,6 +81,7 @@ class BpfSensor(ABC):
         self._counters: bpf.Counters | None = None
         self._besides: list[Coverage] = []
         self._fence: Fence | None = None
+        self._groups: list[list[Loaded]] = []
         self._backed: set[FunctionHook] = set()
 
     def attach(self, source: Watched) -> None:
@@ -133,6 +134,7 @@ class BpfSensor(ABC):
                 probes=probes,
                 attach=attach,
             )
+            self._groups = _grouped(self._program.loaded)
             if self._program.has_map("direct_end"):
                 self._program.map("direct_end").set(struct.pack("=I", 0), struct.pack("=QQ", *code_of(DIRECT_END)))
             if self._program.has_map("calls"):
@@ -211,29 +213,33 @@ class BpfSensor(ABC):
         A function where that happened gets probes as well, so that it does not happen again.
         """
         program = self._attached()
-        groups: dict[tuple[str, str], list[int]] = {}
-        pairs: dict[tuple[str, str], FunctionHook] = {}
-        for number, item in enumerate(program.loaded):
-            hook = item.hook
-            if target(hook) == _SKIPPABLE:
-                continue
-            twice = isinstance(hook, FunctionHook) or hook.tracepoint == _TWICE
-            key = (item.mechanism, target(hook)) if twice else (item.mechanism, str(number))
-            skipped = self._times_skipped(item)
-            if isinstance(hook, FunctionHook) and item.mechanism == TRAMPOLINES[False] and not item.spare:
-                pairs[key] = hook
-                if skipped:
-                    # the kernel counts before the spare does: read the other way round, so as not to subtract too much
-                    spared = program.spared(hook)
-                    skipped = self._times_skipped(item) - spared
-            groups.setdefault(key, []).append(skipped)
-        totals = {key: min(skipped) for key, skipped in groups.items()}
-        for key, hook in pairs.items():
-            if totals[key] and hook not in self._backed:
+        total = 0
+        for items in list(self._groups):
+            skipped = self._by_all(items)
+            hook = items[0].hook
+            if skipped and items[0].mechanism == TRAMPOLINES[False] and hook not in self._backed:
+                assert isinstance(hook, FunctionHook)
                 self._backed.add(hook)
                 if program.back(hook):
                     _log.warning("the kernel skips programs on %s: from now on probes see it as well", hook.function)
-        return sum(totals.values())
+                    self._groups = _grouped(program.loaded)
+            total += skipped
+        return total
+
+    def _by_all(self, items: Sequence[Loaded]) -> int:
+        """Calls for which all of these may have been skipped: asks no further than to the first that never was."""
+        fewest = sys.maxsize
+        for item in items:
+            skipped = self._times_skipped(item)
+            if skipped and item.mechanism == TRAMPOLINES[False] and not item.spare:
+                assert isinstance(item.hook, FunctionHook)
+                # the kernel counts before the spare does: read the other way round, so as not to subtract too much
+                spared = self._attached().spared(item.hook)
+                skipped = self._times_skipped(item) - spared
+            fewest = min(fewest, skipped)
+            if not fewest:
+                break
+        return fewest
 
     def _times_skipped(self, item: Loaded) -> int:
         assert self._counters is not None
@@ -290,6 +296,18 @@ class BpfSensor(ABC):
     def _mapped(self) -> Ring:
         assert self._ring is not None, "not attached"
         return self._ring
+
+
+def _grouped(loaded: Sequence[Loaded]) -> list[list[Loaded]]:
+    """Programs that see the same calls in the same way, the spare last; one that nobody else sees alone."""
+    groups: dict[tuple[str, ...], list[Loaded]] = {}
+    for number, item in enumerate(loaded):
+        name = target(item.hook)
+        if name == _SKIPPABLE:
+            continue
+        twice = isinstance(item.hook, FunctionHook) or name == _TWICE
+        groups.setdefault((item.mechanism, name) if twice else (item.mechanism, name, str(number)), []).append(item)
+    return [sorted(items, key=lambda at: at.spare) for items in groups.values()]
 
 
 def target(hook: AnyHook) -> str:
