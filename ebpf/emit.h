@@ -6,14 +6,6 @@
 #ifndef RSYNCFS_EMIT_H
 #define RSYNCFS_EMIT_H
 
-static __always_inline void rsyncfs_count_loss(u32 cause)
-{
-	u64 *count = losses.lookup(&cause);
-
-	if (count)
-		*count += 1;
-}
-
 static __always_inline void rsyncfs_emit_lost(const struct rsyncfs_subject *subject)
 {
 	struct rsyncfs_inode_key key = {};
@@ -24,8 +16,8 @@ static __always_inline void rsyncfs_emit_lost(const struct rsyncfs_subject *subj
 	key.gen = subject->gen;
 	key.fs = subject->fs;
 	if (lost.update(&key, &now))
-		rsyncfs_count_loss(RSYNCFS_LOST_MAP_FULL);
-	rsyncfs_count_loss(RSYNCFS_RING_FULL);
+		rsyncfs_count(RSYNCFS_LOST_MAP_FULL);
+	rsyncfs_count(RSYNCFS_RING_FULL);
 }
 
 #ifdef RSYNCFS_TRACE

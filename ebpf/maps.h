@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
- * The maps that all families share, each with one writer. The loader makes `events` and `lost` as large as it is told to.
+ * The maps that all families share, each with one writer. The loader makes `events`, `lost` and `counts`
+ * as large as they have to be.
  */
 #ifndef RSYNCFS_MAPS_H
 #define RSYNCFS_MAPS_H
@@ -23,13 +24,31 @@ enum rsyncfs_type {
 /* Written by emit.h: the records, and what could not be submitted. */
 BPF_RINGBUF_OUTPUT(events, 1);
 
-enum rsyncfs_loss {
+/*
+ * What is counted, a row for each processor. The reader looks at it in its own memory: while bpf(2) reads a map, the
+ * kernel runs no programs at probes on that processor.
+ */
+enum rsyncfs_count {
 	RSYNCFS_RING_FULL = 0,	   /* a record did not fit; its inode is in `lost` */
 	RSYNCFS_LOST_MAP_FULL = 1, /* nor did its inode: everything must be looked at again */
 	RSYNCFS_RETURN_MISSED = 2, /* a function was entered, and its probe saw no return */
-	RSYNCFS_LOSSES = 3,
+	RSYNCFS_UNTOLD = 3,	   /* a write that need not be told (repeat.h) */
+	RSYNCFS_COUNTS = 8,
 };
-BPF_PERCPU_ARRAY(losses, u64, RSYNCFS_LOSSES);
+struct rsyncfs_counts {
+	u64 count[RSYNCFS_COUNTS];
+};
+#define RSYNCFS_MMAPABLE (1 << 10) /* BPF_F_MMAPABLE */
+BPF_F_TABLE("array", u32, struct rsyncfs_counts, counts, 1, RSYNCFS_MMAPABLE);
+
+static __always_inline void rsyncfs_count(u32 what)
+{
+	u32 processor = bpf_get_smp_processor_id();
+	struct rsyncfs_counts *row = counts.lookup(&processor);
+
+	if (row)
+		__sync_fetch_and_add(&row->count[what], 1);
+}
 
 struct rsyncfs_inode_key {
 	u64 root;

@@ -16,11 +16,7 @@
  * Written by the reader, in its own memory, for bpf(2) does not promise to copy eight bytes at once: 0 while it does not
  * ask for less.
  */
-#define RSYNCFS_MMAPABLE (1 << 10) /* BPF_F_MMAPABLE */
 BPF_F_TABLE("array", u32, u64, epoch, 1, RSYNCFS_MMAPABLE);
-
-/* Writes that were not told. */
-BPF_PERCPU_ARRAY(untold, u64, 1);
 
 struct rsyncfs_told {
 	u64 ino;
@@ -72,7 +68,6 @@ static __always_inline bool rsyncfs_repeat_begin(struct rsyncfs_repeat *repeat, 
 	u32 place = ((u32)subject->ino * 2654435761U ^ (u32)(off >> 12)) & (RSYNCFS_TOLD - 1);
 	struct rsyncfs_told *note;
 	bool covered;
-	u64 *count;
 
 	repeat->told = 0;
 	repeat->epoch = 0;
@@ -96,9 +91,7 @@ static __always_inline bool rsyncfs_repeat_begin(struct rsyncfs_repeat *repeat, 
 	if (note->epoch != repeat->epoch)
 		return true;
 	__sync_fetch_and_add(&note->busy, -1);
-	count = untold.lookup(&zero);
-	if (count)
-		__sync_fetch_and_add(count, 1);
+	rsyncfs_count(RSYNCFS_UNTOLD);
 	return false;
 }
 

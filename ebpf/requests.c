@@ -60,7 +60,7 @@ static __always_inline int tmpfs_unannounced(void *request, u8 opcode, void *fil
 	inode = (u64)subject.inode;
 	silent = tmpfs_silent.lookup_or_try_init(&inode, &none);
 	if (!silent) {
-		rsyncfs_count_loss(RSYNCFS_LOST_MAP_FULL);
+		rsyncfs_count(RSYNCFS_LOST_MAP_FULL);
 		return 0;
 	}
 	/* the command lies at the start of the request */

@@ -100,7 +100,7 @@ static __always_inline void aio_told(struct bpf_raw_tracepoint_args *ctx, void *
 
 	/* never looked at: whoever submits so many at once is not known to write here, but may */
 	if (ARGUMENT(s64, 1) > AIO_BLOCKS)
-		rsyncfs_count_loss(RSYNCFS_LOST_MAP_FULL);
+		rsyncfs_count(RSYNCFS_LOST_MAP_FULL);
 	/* in parts: the verifier compares every turn of a loop with all turns before */
 #pragma unroll
 	for (u32 part = 0; part < AIO_BLOCKS; part += AIO_PART)

@@ -286,7 +286,7 @@ static __always_inline void aio_remember(void *regs)
 		if (i >= count)
 			break;
 		if (!aio_read(regs, i, &block)) { /* swapped out: the kernel will read it */
-			rsyncfs_count_loss(RSYNCFS_LOST_MAP_FULL);
+			rsyncfs_count(RSYNCFS_LOST_MAP_FULL);
 			continue;
 		}
 		if (block.opcode != AIO_PWRITE && block.opcode != AIO_PWRITEV)
@@ -300,7 +300,7 @@ static __always_inline void aio_remember(void *regs)
 		write.size = FIELD(inode, i_size, write.subject.inode);
 		key.index = i;
 		if (aio_writes.update(&key, &write))
-			rsyncfs_count_loss(RSYNCFS_LOST_MAP_FULL);
+			rsyncfs_count(RSYNCFS_LOST_MAP_FULL);
 	}
 }
 

@@ -152,11 +152,11 @@ static __always_inline int rsyncfs_remember(u64 function, void *inode, const str
 	key.thread = bpf_get_current_pid_tgid();
 	key.function = function;
 	if (calls.lookup(&key))
-		rsyncfs_count_loss(RSYNCFS_RETURN_MISSED);
+		rsyncfs_count(RSYNCFS_RETURN_MISSED);
 	__builtin_memcpy(value.argument, call->argument, sizeof(value.argument));
 	value.ts = bpf_ktime_get_ns();
 	if (calls.update(&key, &value))
-		rsyncfs_count_loss(RSYNCFS_RETURN_MISSED);
+		rsyncfs_count(RSYNCFS_RETURN_MISSED);
 	return 0;
 }
 

@@ -33,7 +33,7 @@ ENTRY(vfs_direct, any, iomap_dio_complete, struct iomap_dio *)
 					      !(rsyncfs_task_flags() & RSYNCFS_PF_WQ_WORKER)))
 		return 0;
 	if (vfs_directs.update(&dio, &direct))
-		rsyncfs_count_loss(RSYNCFS_RETURN_MISSED);
+		rsyncfs_count(RSYNCFS_RETURN_MISSED);
 	return 0;
 }
 

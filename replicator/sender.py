@@ -96,6 +96,11 @@ class Sender:
         coverage = self.sensor.coverage()
         for limit in limits(self.source.fstype, coverage):
             log.warning("%s", limit)
+        for item in coverage:
+            if item.refused:
+                log.warning(
+                    "%s is not hooked: %s; what others do not tell of it is seen late", item.mechanism, item.reason
+                )
         modify = any(item.mechanism == MODIFY for item in coverage)
         names = None if self.sensor.tells_names else Names(self.source, modify=modify)
         if names is not None:

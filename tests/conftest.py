@@ -100,6 +100,8 @@ class Stage:
         assert self.unready < ATTEMPTS, f"{self.unready} pairs in a row did not get ready here; no more are started"
         self.unready += 1
         pair = self.prepare().start()
+        assert pair.sender is not None
+        assert "is not hooked" not in pair.sender.text(), pair.sender.text()
         self.unready = 0
         return pair
 

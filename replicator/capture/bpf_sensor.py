@@ -20,11 +20,13 @@ from replicator.capture.btf import Btf
 from replicator.capture.calls import Calls
 from replicator.capture.commands import Command
 from replicator.capture.compile import compiled
+from replicator.capture.counts import LOST_MAP_FULL, RETURN_MISSED, RING_FULL, UNTOLD, Counts
 from replicator.capture.event import Events
 from replicator.capture.fence import Fence
 from replicator.capture.headers import CACHE
 from replicator.capture.layout import FunctionHook, Hook
 from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Loaded, Program
+from replicator.capture.maps import possible_processors
 from replicator.capture.probes import Probes
 from replicator.capture.ring import Ring
 from replicator.capture.sensor import Coverage, Filesystem, Watched
@@ -35,9 +37,8 @@ from replicator.model import FileId
 
 _log = logging.getLogger(__name__)
 
-# enum rsyncfs_type and enum rsyncfs_loss of ebpf/maps.h
+# enum rsyncfs_type of ebpf/maps.h
 TYPES: Final = {"ext4": 1, "xfs": 2, "btrfs": 3, "tmpfs": 4}
-_RING_FULL, _LOST_MAP_FULL, _RETURN_MISSED = 0, 1, 2
 _INODE_KEY: Final = struct.Struct("=QQII")  # struct rsyncfs_inode_key
 
 # Two programs share this tracepoint (ebpf/direct.c), so that one that the kernel skips loses nothing.
@@ -81,6 +82,7 @@ class BpfSensor(ABC):
         self._counters: bpf.Counters | None = None
         self._besides: list[Coverage] = []
         self._fence: Fence | None = None
+        self._counts: Counts | None = None
         self._groups: list[list[Loaded]] = []
         self._backed: set[FunctionHook] = set()
 
@@ -124,12 +126,13 @@ class BpfSensor(ABC):
         if self._tracing:
             defines = (*defines, "RSYNCFS_TRACE")
         assembly = assemble(families, source.fstype, types, defines)
+        processors = possible_processors()
         try:
             self._program = Program(
                 assembly,
                 compiled(assembly.text, self._cache),
                 types,
-                {"events": self._ring_bytes, "lost": self._lost_inodes},
+                {"events": self._ring_bytes, "lost": self._lost_inodes, "counts": processors},
                 trampolines=trampolines,
                 probes=probes,
                 attach=attach,
@@ -139,6 +142,7 @@ class BpfSensor(ABC):
                 self._program.map("direct_end").set(struct.pack("=I", 0), struct.pack("=QQ", *code_of(DIRECT_END)))
             if self._program.has_map("calls"):
                 self._calls = Calls(self._program.map("calls"))
+            self._counts = Counts(self._program.map("counts").descriptor, processors)
             self._fence = Fence(self._program.map("epoch").descriptor)
             self._ring = Ring(self._program.map("events").descriptor, self._ring_bytes)
         except BaseException:
@@ -176,7 +180,7 @@ class BpfSensor(ABC):
 
     def untold(self) -> int:
         """See `Sensor.untold`."""
-        return self._total("untold", 0)
+        return self._counted(UNTOLD)
 
     def losses(self) -> dict[str, int]:
         """Totals since attach.
@@ -186,8 +190,8 @@ class BpfSensor(ABC):
         probe_missed: calls that kernel probes missed, or whose return they missed.
         """
         # the later cause first: whoever sees a ring_full sees its lost_map_full
-        ring_full, lost_map_full = self._counted(_RING_FULL), self._counted(_LOST_MAP_FULL)
-        missed = self._counted(_RETURN_MISSED)
+        ring_full, lost_map_full = self._counted(RING_FULL), self._counted(LOST_MAP_FULL)
+        missed = self._counted(RETURN_MISSED)
         if self._probes is not None:
             missed += self._probes.missed()
         if self._calls is not None:
@@ -199,13 +203,9 @@ class BpfSensor(ABC):
             "probe_missed": missed,
         }
 
-    def _counted(self, cause: int) -> int:
-        return self._total("losses", cause)
-
-    def _total(self, counters: str, place: int) -> int:
-        """The sum over all processors of one of a map's counters."""
-        each = self._attached().map(counters).each(struct.pack("=I", place))
-        return sum(int.from_bytes(value, "little") for value in each)
+    def _counted(self, what: int) -> int:
+        assert self._counts is not None, "not attached"
+        return self._counts.total(what)
 
     def _skipped(self) -> int:
         """Of two programs that see the same, no more can have been skipped for one call than either was skipped.
@@ -271,7 +271,10 @@ class BpfSensor(ABC):
             if not item.spare:
                 verified = self._counters.read(item.descriptor).verified
                 found.append(Coverage(item.hook.family, f"{item.mechanism} {target(item.hook)}", True, "", verified))
-        found += [Coverage(left.hook.family, described(left.hook), False, left.reason) for left in program.excluded]
+        found += [
+            Coverage(left.hook.family, described(left.hook), False, left.reason, refused=left.refused)
+            for left in program.excluded
+        ]
         return found
 
     def close(self) -> None:
@@ -282,6 +285,9 @@ class BpfSensor(ABC):
         if self._fence is not None:
             self._fence.close()
             self._fence = None
+        if self._counts is not None:
+            self._counts.close()
+            self._counts = None
         if self._program is not None:
             self._program.close()
             self._program = None

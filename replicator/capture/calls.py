@@ -15,6 +15,8 @@ from replicator.capture.maps import Map
 
 OVERDUE: Final = 10_000_000_000
 """Nanoseconds after which a call is counted."""
+_INTERVAL: Final = 1_000_000_000
+"""Nanoseconds between two looks: while a value is read, the kernel runs no programs at probes on this processor."""
 _KEY: Final = struct.Struct("=QQ")  # thread, function
 _VALUE: Final = struct.Struct("=6QQ")  # arguments, time
 
@@ -26,10 +28,14 @@ class Calls:
         self._calls = calls
         self._told: dict[bytes, int] = {}
         self._overdue = 0
+        self._looked = 0
 
     def overdue(self) -> int:
         """How many calls were found overdue so far."""
         now = time.monotonic_ns()
+        if now - self._looked < _INTERVAL:
+            return self._overdue
+        self._looked = now
         told: dict[bytes, int] = {}
         for key in list(self._calls.keys()):
             value = self._calls.get(key)

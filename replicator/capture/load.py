@@ -217,4 +217,4 @@ def _refusal(hook: AnyHook, fault: OSError) -> Excluded:
     log = fault.log if isinstance(fault, bpf.Refused) else ""
     _log.debug("%s: %s: %s", hook, fault, log)
     last = next((line for line in reversed(log.splitlines()) if line and not line.startswith("processed")), "")
-    return Excluded(hook, f"the kernel refuses it: {fault.strerror}{f' ({last})' if last else ''}", log)
+    return Excluded(hook, f"the kernel refuses it: {fault.strerror}{f' ({last})' if last else ''}", log, refused=True)

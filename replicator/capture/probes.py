@@ -90,8 +90,8 @@ class Probes:
     def attach(self, probe: Probe, program: int) -> None:
         """Have `program` called there. OSError if the kernel refuses."""
         kind = f"r{self._room}" if probe.returns else "p"
-        # what tracefs counts is told by name alone, without the group
-        name = f"{'r' if probe.returns else 'p'}{self._number}_{os.getpid()}_{probe.function}"[:_LONGEST]
+        # what tracefs counts is told by name alone, without the group; a function's entry may be probed twice
+        name = f"{kind[0]}{self._number}_{len(self._attached)}_{os.getpid()}_{probe.function}"[:_LONGEST]
         self._define(f"{kind}:{self._group}/{name} {probe.function}")
         self._attached.append(name)
         number = int((self._tracing / "events" / self._group / name / "id").read_text())

@@ -48,6 +48,8 @@ class Coverage:
     """Why it is not covered; empty if it is."""
     instructions: int = 0
     """How many the kernel's verifier looked at; 0 if it was not asked, or does not say."""
+    refused: bool = False
+    """Whether the kernel has what was to be hooked, and did not let it happen."""
 
 
 class Sensor(Protocol):

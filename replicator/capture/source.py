@@ -38,6 +38,8 @@ class Excluded:
     reason: str
     log: str = ""
     """What the kernel's verifier said, if it was that."""
+    refused: bool = False
+    """Whether the kernel has it, and did not let it be hooked."""
 
 
 @dataclass(frozen=True, slots=True)

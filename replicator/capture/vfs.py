@@ -99,8 +99,7 @@ class VfsSensor(BpfSensor):
                 "--sensor tracepoint, or auto"
             )
         self._hook(source, families, types, offered, attach, writes=True)
-        lacking = self._lacking(BYTES)
-        if lacking:
+        if self._lacking((*BYTES, *_DIRECT)):
             # what a function does not tell, the filesystem's own tracepoints do
             writes = not self._lacking(("vfs_write",))
             self.close()
