@@ -92,6 +92,7 @@ class Requests:
             "events_suppressed": sender.sensor.untold(),
             "data_bytes": int(sender.metrics.data_bytes.value),
             "losses": sender.sensor.losses(),
+            "resyncs": int(sender.metrics.resyncs.total()),
             "refused": [sender.describe(id) for id in stuck[:100]],
             "refused_files": len(stuck),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -61,7 +62,10 @@ def pytest_runtest_setup() -> None:
 
 def remove(top: Path) -> None:
     """Remove a tree, however deep it is."""
-    subprocess.run(["rm", "-rf", "--", top], check=False, capture_output=True)
+    try:
+        shutil.rmtree(top)
+    except (OSError, RecursionError):
+        subprocess.run(["rm", "-rf", "--", top], check=False, capture_output=True)
 
 
 @dataclass

@@ -5,10 +5,11 @@ Takes what is to be run on which kernel; starts, waits and stops in the caller's
 
 from __future__ import annotations
 
+import compileall
 import os
 from collections.abc import Mapping, Sequence
 
-from tests.kernel.machine import HELPERS, MEMORY, Kernel, Machine, Run
+from tests.kernel.machine import HELPERS, MEMORY, PROJECT, Kernel, Machine, Run
 from tests.support.deadline import eventually
 from tests.support.helpers import build_all
 
@@ -34,6 +35,9 @@ class Fleet:
         self.machines = {kernel: Machine(kernel, runs, LIMIT, cpus) for kernel, runs in wanted.items()}
         self._waiting = list(self.machines.values())
         build_all(HELPERS)
+        # A clone has nothing compiled yet, and each machine would do it anew.
+        for package in ("replicator", "tests"):
+            compileall.compile_dir(PROJECT / package, quiet=1)
 
     def finished(self, kernel: Kernel, run: Run) -> Machine:
         """Wait until that run is over, or its machine; the others go on meanwhile."""

@@ -1,3 +1,9 @@
 #!/bin/sh
 # qemu for virtme-ng, which starts it as a child of its own: when that ends, however it ends, so does qemu.
-exec setpriv --pdeathsig KILL "qemu-system-$(uname -m)" "$@"
+machine=$(uname -m)
+if [ "$machine" = x86_64 ]; then
+	# The emulator goes byte by byte where the kernel takes the processor to move memory fast, and walks page tables of five
+	# levels where four do.
+	set -- "$@" -cpu max,erms=off,fsrm=off,la57=off
+fi
+exec setpriv --pdeathsig KILL "qemu-system-$machine" "$@"

@@ -22,7 +22,7 @@ if {"6.1", "6.12"} - {kernel.series for kernel in kernels()} and not any("generi
 pytestmark = pytest.mark.timeout(0)  # the machines have a limit of their own
 
 
-@pytest.mark.parametrize("run", [*MATRIX, GUEST], ids=lambda run: run.name)
+@pytest.mark.parametrize("run", [GUEST, *MATRIX], ids=lambda run: run.name)
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.series)
 def test_all_of_it_passes_on_this_kernel(fleet: Fleet, kernel: Kernel, run: Run) -> None:
     machine = fleet.finished(kernel, run)

@@ -27,18 +27,19 @@ DEEP = max(100, int(1100 / SLOW))
 not Python, has fewer of longer names."""
 LONG = b"directory" * min(28, round(SLOW))
 """A name of each: together more than a path may have."""
-BIG = max(1000, int(10_000 / SLOW))
+BIG = 10_000 if SLOW < 2 else 400
 """Files of the big directories: their facts are many times what a change of one name may cost."""
 
 
 @contextlib.contextmanager
 def no_data(case: Case, allowed: int = FACTS) -> Iterator[None]:
     """What happens inside reaches the replica for the price of its facts, without a rescan."""
-    bytes_before, resyncs = case.pair.wire_bytes(), case.pair.resyncs()
+    sent_before, resyncs_before = case.pair.spent()
     yield
     case.assert_same()
-    assert case.pair.resyncs() == resyncs
-    used = case.pair.wire_bytes() - bytes_before
+    sent, resyncs = case.pair.spent()
+    assert resyncs == resyncs_before
+    used = sent - sent_before
     assert used <= allowed, f"{used} bytes on the wire for names alone"
 
 

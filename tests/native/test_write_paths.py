@@ -25,14 +25,14 @@ class Meter:
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
-        self._bytes, self._resyncs = pair.wire_bytes(), pair.resyncs()
+        self._bytes, self._resyncs = pair.spent()
 
     def check(self, allowed: int) -> None:
         """Judge the step that is over and begin the next."""
-        used, resyncs = self._pair.wire_bytes() - self._bytes, self._pair.resyncs() - self._resyncs
-        assert resyncs == 0, f"{resyncs} rescans"
+        sent, resyncs = self._pair.spent()
+        assert resyncs == self._resyncs, f"{resyncs - self._resyncs} rescans"
+        used, self._bytes = sent - self._bytes, sent
         assert used <= allowed + FACTS, f"{used} bytes on the wire; {allowed} were touched"
-        self._bytes += used
 
 
 def test_pages_dirty_before_the_start(stage: Stage) -> None:

@@ -318,7 +318,12 @@ class Pair:
 
     def resyncs(self) -> int:
         """How often a rescan was asked for, whatever the cause."""
-        return int(self.metrics().total("rsyncfs_resyncs_total"))
+        return int(self.status()["resyncs"])
+
+    def spent(self) -> tuple[int, int]:
+        """Both at once: (`wire_bytes`, `resyncs`)."""
+        status = self.status()
+        return int(status["wire_bytes"]["sent"]), int(status["resyncs"])
 
     def connected(self) -> bool:
         """Whether the sender says that it has a connection."""
