@@ -6,4 +6,6 @@ if [ "$machine" = x86_64 ]; then
 	# levels where four do.
 	set -- "$@" -cpu max,erms=off,fsrm=off,la57=off
 fi
-exec setpriv --pdeathsig KILL "qemu-system-$machine" "$@"
+# A wake-up by descriptor for each of hundreds of queues, all of them polled each time, is dearer than none.
+exec setpriv --pdeathsig KILL "qemu-system-$machine" "$@" \
+	-global virtio-serial-pci.ioeventfd=off -global virtio-9p-pci.ioeventfd=off
