@@ -21,6 +21,10 @@ from replicator.source.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
+LATE = 15_000_000_000
+"""Nanoseconds after a change in which the kernel will have counted that nobody told of it: a return that was missed is
+waited for (capture/calls.py)."""
+
 _KINDS = {int(kind): kind.name.lower() for kind in EventKind}
 
 
@@ -33,6 +37,7 @@ class Intake:
         self._outbox = outbox
         self._metrics = metrics
         self._losses: dict[str, int] = {}
+        self._sound = time.monotonic_ns()
 
     def take_names(self, now: int) -> None:
         """Take what is in the names' queue now: looks for the resolver, attributes for the table."""
@@ -102,14 +107,16 @@ class Intake:
 
     def check_losses(self) -> None:
         """Widen what is owed by whatever the kernel could not hand over."""
+        now = time.monotonic_ns()
+        lost_since, self._sound = self._sound - LATE, now
         losses = self._sensor.losses()
         grown = {cause for cause, total in losses.items() if total > self._losses.get(cause, 0)}
         for cause in grown:
             self._metrics.events_dropped.add(cause, losses[cause] - self._losses.get(cause, 0))
         self._losses = losses
         if not grown:
+            self._outbox.forget_told(now - LATE)
             return
-        now = time.monotonic_ns()
         lost = [id for id in self._sensor.lost_inodes() if self._outbox.index.is_member(id)]
         for id in lost:
             self._outbox.table.mark(id, now).mark_whole()
@@ -119,6 +126,6 @@ class Intake:
         if grown & NAMELESS_LOSSES:
             log.warning("it is not known of which files: all are compared with the replica")
             self._metrics.resyncs.add("events_lost")
-            self._outbox.compare_all(now)
+            self._outbox.compare_all(now, lost_since)
             if self._sensor.tells_names:
                 self._list_all(now)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +24,7 @@ class Progress:
         self._bar: Bar | None = None
         self._closed = False
         if sys.stderr.isatty():
-            self._bar = Bar(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("files"),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-                auto_refresh=False,
-                transient=True,
-            )
+            self._bar = _bar()
             self._task = self._bar.add_task("connecting", total=None)
             self._bar.start()
 
@@ -61,3 +51,21 @@ class Progress:
         self._closed = True
         if self._bar is not None:
             self._bar.stop()
+
+
+def _bar() -> Bar:
+    """For a terminal; a service does not pay for what draws it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        auto_refresh=False,
+        transient=True,
+    )

@@ -92,4 +92,4 @@ class Reading:
             self._outbox.owe_again(flush, outcome.beyond, now)
         if outcome.seconds:  # writing a mapping out costs the disk: leave it four times as long as it took
             self._outbox.pace.rest(flush.owed.id, now + int(4 * outcome.seconds * SECOND))
-        self._outbox.read_done(outcome.part)
+        self._outbox.read_done(outcome.part, now)

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
+from typing import Final
 
-from pyroute2.netlink import rtnl
-from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOWER_UP, IFF_UP
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
-
-GROUPS = (
-    rtnl.RTMGRP_LINK
-    | rtnl.RTMGRP_IPV4_IFADDR
-    | rtnl.RTMGRP_IPV6_IFADDR
-    | rtnl.RTMGRP_IPV4_ROUTE
-    | rtnl.RTMGRP_IPV6_ROUTE
-)
-
-_BETTER = frozenset({"RTM_NEWADDR", "RTM_NEWROUTE"})
+# Numbers from rtnetlink(7) and netdevice(7).
+GROUPS: Final = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
+"""Links; addresses and routes of IPv4 and IPv6."""
+_NEW_LINK, _NEW_ADDRESS, _NEW_ROUTE = 16, 20, 24
+_UP, _LOWER_UP = 1, 1 << 16
+_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_LINK: Final = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, changed ones
 
 
 class PathWatch:
-    """A subscription to rtnetlink. Read by the loop itself: pyroute2's own sockets run an asyncio loop inside, so only
-    its parser is used here."""
+    """A subscription to rtnetlink."""
 
     def __init__(self) -> None:
         """OSError if the kernel or a sandbox refuses; see `open_watch()`."""
@@ -38,7 +33,6 @@ class PathWatch:
         except OSError:
             self._socket.close()
             raise
-        self._parser = MarshalRtnl()
 
     def fileno(self) -> int:
         """Readable when there are notices."""
@@ -62,24 +56,32 @@ class PathWatch:
                     continue
                 return True
             if sender[0] == 0 and not better:  # port 0 is the kernel
-                better = self._better(data)
+                better = came_up(data)
 
     def close(self) -> None:
         """Unsubscribe."""
         self._socket.close()
 
-    def _better(self, data: bytes) -> bool:
-        try:
-            return any(self._came_up(notice) for notice in self._parser.parse(data))
-        except Exception:  # noqa: BLE001 (whatever the parser does not understand is a change all the same)
-            return True
 
-    @staticmethod
-    def _came_up(notice: dict[str, object]) -> bool:
-        if notice.get("event") == "RTM_NEWLINK":
-            flags = notice.get("flags")
-            return isinstance(flags, int) and flags & IFF_UP != 0 and flags & IFF_LOWER_UP != 0
-        return notice.get("event") in _BETTER
+def came_up(notices: bytes) -> bool:
+    """Whether one of these notices says that a link, an address or a route came up, or is not to be understood."""
+    at = 0
+    while at < len(notices):
+        if len(notices) - at < _HEADER.size:
+            return True
+        length, kind, *_ = _HEADER.unpack_from(notices, at)
+        if not _HEADER.size <= length <= len(notices) - at:
+            return True
+        if kind in (_NEW_ADDRESS, _NEW_ROUTE):
+            return True
+        if kind == _NEW_LINK:
+            if length < _HEADER.size + _LINK.size:
+                return True
+            flags = _LINK.unpack_from(notices, at + _HEADER.size)[3]
+            if flags & _UP and flags & _LOWER_UP:
+                return True
+        at += length + -length % 4
+    return False
 
 
 def open_watch() -> PathWatch | None:

@@ -68,6 +68,7 @@ class Outbox:
         self._reading: dict[FileId, Flush] = {}
         self._more: deque[Flush] = deque()
         self._parts: deque[Part] = deque()
+        self._told: OrderedDict[FileId, int] = OrderedDict()  # when each was last read, in that order
         self._naming = Naming(self.generations)
         self.pace = Pace()
         self._sizes: OrderedDict[FileId, int] = OrderedDict()
@@ -158,6 +159,7 @@ class Outbox:
         self.table.drop(id)
         self._unshipped.pop(id, None)
         self._sizes.pop(id, None)
+        self._told.pop(id, None)
         self.pace.forget(id)
         due = self.unlisted.pop(id, None)
         if due is not None:
@@ -211,8 +213,10 @@ class Outbox:
         flush = self._reading[id] = Flush(owed, self._sizes.get(id), taken=self._clock(), fence=self.table.fence)
         return flush
 
-    def read_done(self, part: Part) -> None:
+    def read_done(self, part: Part, now: int) -> None:
         """A slice was read. If its fact is partial, the flush's `left` and `size` tell the next one where to go on."""
+        self._told[part.flush.owed.id] = now
+        self._told.move_to_end(part.flush.owed.id)
         if not self.index.is_member(part.flush.owed.id):
             self.gone(part.flush)
         elif self.current(part.flush):
@@ -383,16 +387,26 @@ class Outbox:
         self.pace.retry_all()
         self._naming.deferred.clear()
 
-    def compare_all(self, now: int) -> None:
-        """The replica is not what it was believed to be: offer everything for comparison."""
+    def compare_all(self, now: int, lost_since: int | None = None) -> None:
+        """The replica is not what it was believed to be: offer everything for comparison.
+
+        `lost_since`: changes from then on may have been missed. What was read since may have carried the times of such
+        a change without its bytes, and would look the same: it is owed as a whole.
+        """
         self._sizes.clear()
         for id in self.index.subtree(self.index.root):
             owed = self.table.mark(id, now)
-            if not owed.touched:
-                owed.check = True
+            owed.check = True
+            if lost_since is not None and (id in self._reading or self._told.get(id, lost_since - 1) >= lost_since):
+                owed.mark_whole()
             self._unshipped[id] = None
             for slot in self.index.slots_of(id):
                 self._naming.queue(slot, Due(self.generations.hold(), now))
+
+    def forget_told(self, before: int) -> None:
+        """No change from `before` on, or later, was missed: what was read earlier told all."""
+        while self._told and next(iter(self._told.values())) < before:
+            self._told.popitem(last=False)
 
     def _unlearn_size(self, flush: Flush) -> None:
         """The replica may never have been told the size of a lost flush, only that of the one before."""

@@ -362,7 +362,7 @@ class Sender:
                 self.outbox.owe_again(flush, outcome.beyond, self.now)
             self.pages.forget(flush.owed.id, outcome.sent)
             self.pages.remember(flush.owed.id, outcome.hashes)
-            self.outbox.read_done(outcome.part)
+            self.outbox.read_done(outcome.part, self.now)
 
     def idle(self) -> bool:
         """Nothing is owed any more."""

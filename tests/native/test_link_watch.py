@@ -91,19 +91,6 @@ def test_a_flood_that_the_buffer_cannot_hold_counts_as_a_change(wire: Cable, wat
     assert watch.changed() is False
 
 
-def test_what_the_parser_does_not_understand_counts_as_a_change(
-    wire: Cable, watch: PathWatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settle(watch)
-
-    def broken(data: bytes) -> list[object]:
-        raise ValueError(data)
-
-    monkeypatch.setattr(watch._parser, "parse", broken)
-    wire.cut()
-    eventually(lambda: readable(watch) and watch.changed())
-
-
 def test_no_netlink_is_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*words: object) -> socket.socket:
         raise PermissionError(1, "Operation not permitted")

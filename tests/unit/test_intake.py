@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import numpy as np
 
 from replicator.capture.event import EVENT, EventFlag, EventKind, Events
-from replicator.intake import Intake
-from replicator.model import FileId, Kind, Slot
+from replicator.dirty.table import Owed
+from replicator.intake import LATE, Intake
+from replicator.model import Attributes, FileId, InodeFact, Kind, Slot
 from replicator.observe.metrics import SenderMetrics
+from replicator.source.flight import Flush, Part
 from replicator.source.outbox import Outbox
 from replicator.tree.exclude import Exclude
 
@@ -128,3 +131,79 @@ def test_a_loss_without_a_name_has_everything_compared_and_listed() -> None:
         world.intake.check_losses()
         assert world.lists == {ROOT, SUB}
         assert all(id in world.outbox.table for id in (ROOT, SUB, FILE))
+
+
+def read(world: World, id: FileId, at: int) -> Flush:
+    """Have everything read that is owed; `id` must be among it."""
+    flushes = {flush.owed.id: flush for flush in world.outbox.next_reads(at, 100)}
+    attributes = Attributes(0o644, 0, 0, 0, 0)
+    for flush in flushes.values():
+        kind = Kind.FILE if flush.owed.id == FILE else Kind.DIRECTORY
+        world.outbox.read_done(Part(flush, InodeFact(flush.owed.id, kind, attributes, 0), []), at)
+    while world.outbox.compose() is not None:
+        pass
+    return flushes[id]
+
+
+def lose(world: World) -> None:
+    world.sensor.lost = {"recursion": world.sensor.lost.get("recursion", 0) + 1}
+    world.intake.check_losses()
+
+
+def owed(world: World, id: FileId = FILE) -> Owed:
+    found = world.outbox.table.get(id)
+    assert found is not None
+    return found
+
+
+def test_a_loss_of_nobody_knows_what_has_everything_compared() -> None:
+    world = World()
+    lose(world)
+    assert owed(world).check
+    assert not owed(world).touched
+    assert world.lists == {ROOT, SUB}
+
+
+def test_what_is_owed_besides_a_loss_is_sent_whole() -> None:
+    """To compare it would be too late: with the bytes that are known its times arrive."""
+    world = World()
+    world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
+    lose(world)
+    assert read(world, FILE, time.monotonic_ns()).owed.whole
+
+
+def test_what_was_read_since_the_last_sound_moment_is_sent_whole() -> None:
+    """The loss may be older than the read, which then carried the times of what was lost."""
+    world = World()
+    world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
+    assert not read(world, FILE, time.monotonic_ns()).owed.whole
+    lose(world)
+    assert owed(world).whole
+    assert not owed(world, SUB).whole
+
+
+def test_what_is_being_read_when_a_loss_is_found_is_sent_whole_afterwards() -> None:
+    world = World()
+    world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
+    assert [flush.owed.id for flush in world.outbox.next_reads(1, 100)] == [FILE]
+    lose(world)
+    assert owed(world).whole
+
+
+def test_what_was_read_long_before_a_loss_is_compared() -> None:
+    world = World()
+    world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
+    read(world, FILE, time.monotonic_ns() - LATE - 1_000_000_000)
+    lose(world)
+    assert owed(world).check
+    assert not owed(world).whole
+
+
+def test_reads_are_remembered_no_longer_than_a_loss_may_be_late() -> None:
+    world = World()
+    world.outbox.table.mark(FILE, 1)
+    read(world, FILE, time.monotonic_ns() - LATE - 1_000_000_000)
+    world.outbox.table.mark(SUB, 1)
+    read(world, SUB, time.monotonic_ns())
+    world.intake.check_losses()
+    assert list(world.outbox._told) == [SUB]

@@ -68,13 +68,13 @@ def test_a_file_is_owed_by_its_writers_until_it_is_durable() -> None:
     (flush,) = box.next_reads(1, 10)
     assert told(box) == expected
     attributes = Attributes(0o644, 0, 0, 0, 0)
-    box.read_done(Part(flush, InodeFact(flush.owed.id, Kind.FILE, attributes, 100), [(0, b"x" * 100)]))
+    box.read_done(Part(flush, InodeFact(flush.owed.id, Kind.FILE, attributes, 100), [(0, b"x" * 100)]), 1)
     assert box.compose() is not None
     assert told(box) == expected
     box.disconnected()
     assert told(box) == expected
     (flush,) = box.next_reads(1, 10)
-    box.read_done(Part(flush, InodeFact(flush.owed.id, Kind.FILE, attributes, 100), [(0, b"x" * 100)]))
+    box.read_done(Part(flush, InodeFact(flush.owed.id, Kind.FILE, attributes, 100), [(0, b"x" * 100)]), 1)
     assert box.compose() is not None
     box.applied(Answer(box.last_epoch), 2)
     assert told(box) == expected
