@@ -17,14 +17,21 @@ from replicator.capture.source import assemble
 from tests.kernel.record import FILESYSTEMS
 
 
+TRACED = "xfs"
+"""Where tests/kernel/guest has `trace` shown."""
+
+
 def compile_all(release: str, shared: Path) -> None:
     """The programs of both sensors for each filesystem."""
-    for fstype in FILESYSTEMS:
+    for fstype in (*FILESYSTEMS, "tmpfs"):
         types = Btf.of_kernel((fstype, "iomap"), shared / "btf")
-        for families, defines in (
+        wanted = [
             (vfs.families_of(fstype, types), vfs.WRITES_TOLD),
             (tracepoint.families_on(fstype, types), ()),
-        ):
+        ]
+        if fstype == TRACED:
+            wanted.append((wanted[0][0], (*vfs.WRITES_TOLD, "RSYNCFS_TRACE")))
+        for families, defines in wanted:
             compiled(assemble(families, fstype, types, defines).text, shared / "cache", release)
     (shared / "cache.done").touch()
 
