@@ -16,7 +16,6 @@ from replicator.capture.compile import compiled
 from replicator.capture.source import assemble
 from tests.kernel.record import FILESYSTEMS
 
-
 TRACED = "xfs"
 """Where tests/kernel/guest has `trace` shown."""
 
