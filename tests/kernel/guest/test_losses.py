@@ -18,8 +18,8 @@ from tests.support.pair import Pair
 from tests.support.programs import maps_of
 
 WRITERS, WRITES = 6, 40
-LOST_MAP_FULL = 1
-"""Its place in the kernel's counts of losses (ebpf/maps.h)."""
+ONE_LOST_MAP_FULL = [0, 1, 0, 0, 0, 0, 0, 0]
+"""The counts of a processor on which nothing else happened (ebpf/maps.h)."""
 
 
 @on("xfs")
@@ -33,9 +33,9 @@ def test_a_loss_of_nobody_knows_what_mends_whatever_is_different(case: Case) -> 
     assert (case.replica / "touched").read_bytes() == content(20_000, 1)
     sender, resyncs = case.pair.sender, case.pair.resyncs()
     assert sender is not None
-    (counts,) = [entry for entry in maps_of(sender.pid) if entry["name"] == "rsyncfs_losses"]
-    key = [str(byte) for byte in LOST_MAP_FULL.to_bytes(4, "little")]
-    run("bpftool", "map", "update", "id", str(counts["id"]), "key", *key, "value", *"10000000")
+    (counts,) = [entry for entry in maps_of(sender.pid) if entry["name"] == "rsyncfs_counts"]
+    row = [str(byte) for count in ONE_LOST_MAP_FULL for byte in count.to_bytes(8, "little")]
+    run("bpftool", "map", "update", "id", str(counts["id"]), "key", *"0000", "value", *row)
     case.assert_same()
     assert case.pair.resyncs() > resyncs
     assert case.pair.status()["losses"]["lost_map_full"] > 0
