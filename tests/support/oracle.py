@@ -108,9 +108,6 @@ def first_difference(one: bytes, other: bytes, holes: bool = False) -> str | Non
         size = os.fstat(left.fileno()).st_size
         if size != (other_size := os.fstat(right.fileno()).st_size):
             return f"size {size} against {other_size}"
-        for file in (left, right) if holes else ():
-            # What was read ahead of space that is only reserved looks like data (XFS, direct writes).
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         left_data, right_data = data_ranges(left.fileno(), size), data_ranges(right.fileno(), size)
         for start, end in _union(left_data, right_data):
             for offset in range(start, end, CHUNK):

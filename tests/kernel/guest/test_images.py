@@ -13,8 +13,19 @@ from tests.conftest import Case, on
 from tests.support import syscalls
 from tests.support.filesystems import run, unmount
 from tests.support.operations import MIB, content
+from tests.support.oracle import data_ranges
 
 pytestmark = [pytest.mark.native, on("xfs")]
+
+SLACK = MIB // 2
+
+
+def data(path: Path) -> int:
+    """Bytes of a file that are no hole, on the disk."""
+    with path.open("rb") as file:
+        os.fdatasync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return sum(end - start for start, end in data_ranges(file.fileno(), path.stat().st_size))
 
 
 @contextlib.contextmanager
@@ -63,4 +74,6 @@ def test_an_image_that_is_mounted_is_replicated(case: Case, scratch: Path, optio
             os.fsync(raw.fileno())
         run("blkdiscard", "--zeroout", "--offset", str(40 * MIB), "--length", str(MIB // 2), device)
     assert image.stat().st_blocks < full - 4 * MIB // 512
-    case.assert_same(holes=True)
+    case.assert_same()
+    # Space that is reserved and not written looks like data or like a hole, as the cache has it: zeros may have travelled.
+    assert data(case.replica / "image") < 512 * image.stat().st_blocks + SLACK
