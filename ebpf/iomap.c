@@ -73,6 +73,8 @@ static __always_inline int direct_write_done(struct bpf_raw_tracepoint_args *ctx
 			rsyncfs_emit(&subject, RSYNCFS_WHOLE, RSYNCFS_F_BEFORE, 0, ~0ULL);
 		return 0;
 	}
+	if (begun->told)
+		return 0; /* by the other of two programs */
 	subject.pid = begun->pid;
 	subject.cgroup = begun->cgroup;
 #ifdef RSYNCFS_VFS_WRITE

@@ -31,24 +31,25 @@ BPF_HASH(calls, struct rsyncfs_calling, struct rsyncfs_called, 16384);
 
 /*
  * A trampoline's program can be preempted, and the kernel skips a program that is under way already on the same
- * processor, also for another task. So there are two for each return, and where that has not been enough, a probe behind
- * them, which is never preempted (capture/load.py). Each looks whether one before it has told of this very call: that one
- * leaves a note, by thread. The spare passes it on, and the probe takes it away.
+ * processor, also for another task. So there are two or three for each return, and where that has not been enough, a
+ * probe behind them, which is never preempted (capture/load.py). Each looks whether one before it has told of this very
+ * call: that one leaves a note, by thread. A spare passes it on as its own, and the probe takes it away.
  *
- * If the spare finds the thread's place without the first one's note, or the probe without either's, the first was
- * skipped, which is counted: calls that it was skipped for, less these, are at least those that nobody told of. (After a
- * spare that was skipped, or before there is a probe, an old note may look like this call's; nothing is counted then.)
+ * If a spare or the probe finds the thread's place without the note of one before it, the first was skipped, which is
+ * counted: calls that it was skipped for, less these, are at least those that nobody told of. (After a spare that was
+ * skipped an old note may look like this call's; nothing is counted then.)
  */
 #define RSYNCFS_NOTES 32768 /* a power of two */
 #define RSYNCFS_FUNCTIONS 64
-BPF_ARRAY(notes, u64, RSYNCFS_NOTES); /* thread << 32 | function << 2 | enum rsyncfs_teller */
+BPF_ARRAY(notes, u64, RSYNCFS_NOTES); /* thread << 32 | function << 3 | enum rsyncfs_teller */
 BPF_PERCPU_ARRAY(spared, u64, RSYNCFS_FUNCTIONS);
 
 enum rsyncfs_teller {
 	RSYNCFS_NOBODY = 0,
 	RSYNCFS_FIRST = 1,
 	RSYNCFS_SPARE = 2,
-	RSYNCFS_PROBE = 3,
+	RSYNCFS_SPARE_2 = 3,
+	RSYNCFS_PROBE = 4,
 };
 
 /* The thread's place, and what `teller` writes there. */
@@ -57,7 +58,7 @@ static __always_inline u64 *rsyncfs_note(u64 *note, u32 function, u32 teller)
 	u32 thread = bpf_get_current_pid_tgid(), place = thread & (RSYNCFS_NOTES - 1);
 	u64 *there = notes.lookup(&place);
 
-	*note = (u64)thread << 32 | function << 2 | teller;
+	*note = (u64)thread << 32 | function << 3 | teller;
 	return there;
 }
 
@@ -77,8 +78,8 @@ static __always_inline bool rsyncfs_was_told(u32 function, u32 teller)
 	if (!there)
 		return false;
 	found = *(volatile u64 *)there;
-	*(volatile u64 *)there = teller == RSYNCFS_SPARE ? none | RSYNCFS_SPARE : none;
-	if (found == (none | RSYNCFS_FIRST) || (teller == RSYNCFS_PROBE && found == (none | RSYNCFS_SPARE)))
+	*(volatile u64 *)there = teller == RSYNCFS_PROBE ? none : none | teller;
+	if (found > none && found < (none | teller))
 		return true;
 	if (found >> 32 == none >> 32) { /* else another thread has the same place */
 		count = spared.lookup(&function);

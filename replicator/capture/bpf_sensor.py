@@ -27,10 +27,11 @@ from replicator.capture.headers import CACHE
 from replicator.capture.layout import FunctionHook, Hook
 from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Loaded, Program
 from replicator.capture.maps import possible_processors
+from replicator.capture.preemption import preemptible
 from replicator.capture.probes import Probes
 from replicator.capture.ring import Ring
 from replicator.capture.sensor import Coverage, Filesystem, Watched
-from replicator.capture.source import AnyHook, assemble
+from replicator.capture.source import MOST_SPARES, AnyHook, assemble
 from replicator.capture.symbols import DIRECT_END, code_of
 from replicator.errors import EnvironmentFault
 from replicator.model import FileId
@@ -134,6 +135,7 @@ class BpfSensor(ABC):
                 types,
                 {"events": self._ring_bytes, "lost": self._lost_inodes, "counts": processors},
                 trampolines=trampolines,
+                spares=MOST_SPARES if preemptible() else 1,
                 probes=probes,
                 attach=attach,
             )
@@ -305,7 +307,7 @@ class BpfSensor(ABC):
 
 
 def _grouped(loaded: Sequence[Loaded]) -> list[list[Loaded]]:
-    """Programs that see the same calls in the same way, the spare last; one that nobody else sees alone."""
+    """Programs that see the same calls in the same way, the spares last; one that nobody else sees alone."""
     groups: dict[tuple[str, ...], list[Loaded]] = {}
     for number, item in enumerate(loaded):
         name = target(item.hook)

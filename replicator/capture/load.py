@@ -39,8 +39,8 @@ class Loaded:
     mechanism: str
     """TRACEPOINT, or of TRAMPOLINES or PROBES."""
     descriptor: int
-    spare: bool = False
-    """The second of two that are attached to the same function: what one misses the other sees."""
+    spare: int = 0
+    """Which one it is of several that are attached to the same function: what the first misses the next one sees."""
 
 
 class Program:
@@ -54,19 +54,22 @@ class Program:
         sizes: Mapping[str, int],
         *,
         trampolines: bool = True,
+        spares: int = 1,
         probes: Probes | None = None,
         attach: bool = True,
     ) -> None:
         """Load and attach what the kernel takes; what it refuses is in `excluded`. Without `attach`, only load.
 
-        `sizes`: max_entries of maps, by name. Functions are hooked by trampolines if those are wanted, else, or where
-        one is refused, by `probes` if there are some. EnvironmentFault if the maps cannot be made.
+        `sizes`: max_entries of maps, by name. Functions are hooked by trampolines if those are wanted, with so many
+        `spares` (source.py), else, or where one is refused, by `probes` if there are some. EnvironmentFault if the maps
+        cannot be made.
         """
         self.loaded: list[Loaded] = []
         self.excluded: list[Excluded] = list(assembly.excluded)
         self._functions = [hook for hook in assembly.hooks if isinstance(hook, FunctionHook)]
         self._made, self._types = made, types
         self._trampolines, self._probes, self._attach = trampolines, probes, attach
+        self._spares = spares
         self._links: list[int] = []
         self._maps: dict[str, Map] = {}
         self._modules: dict[str, int] = {}
@@ -167,9 +170,9 @@ class Program:
         refusal: Excluded | None = None
         if self._trampolines:
             try:
-                # the kernel calls the one that was attached last first: the spare comes after it
-                self._attach_trampoline(hook, function, spare=True)
-                self._attach_trampoline(hook, function, spare=False)
+                # the kernel calls the one that was attached last first
+                for spare in range(0 if hook.entry else self._spares, -1, -1):
+                    self._attach_trampoline(hook, function, spare)
             except OSError as fault:
                 refusal = _refusal(hook, fault)
             else:
@@ -180,10 +183,10 @@ class Program:
         with self._excluding(hook):
             self._attach_probes(hook, self._probes)
 
-    def _attach_trampoline(self, hook: FunctionHook, function: Function, *, spare: bool) -> None:
+    def _attach_trampoline(self, hook: FunctionHook, function: Function, spare: int) -> None:
         program = bpf.load_program(
             bpf.PROGRAM_TRACING,
-            self._code(trampoline_program(hook, spare=spare)),
+            self._code(trampoline_program(hook, spare)),
             f"rsyncfs_{hook.function}",
             attach=bpf.FENTRY if hook.entry else bpf.FEXIT,
             function=function.id,

@@ -21,6 +21,9 @@ from replicator.errors import EnvironmentFault
 from replicator.resources import ebpf_directory
 
 HEADERS: Final = ("compat.h", "context.h", "event.h", "maps.h", "filter.h", "repeat.h", "emit.h")
+MOST_SPARES: Final = 2
+"""Programs after a return besides the first: each tells what the ones before it were skipped for."""
+_TELLERS: Final = ("RSYNCFS_FIRST", "RSYNCFS_SPARE", "RSYNCFS_SPARE_2")  # enum rsyncfs_teller of ebpf/vfs.h
 _FUNCTION_HEADERS: Final = ("vfs.h",)
 
 # Where a probe finds the arguments and the result, by processor type: members of struct pt_regs.
@@ -111,11 +114,11 @@ _PROBE_MEMBERS: Final = "".join(
 )
 
 
-def trampoline_program(hook: layout.FunctionHook, *, spare: bool) -> str:
-    """The name of the function that a trampoline calls; `spare` is the second of the two after a return."""
+def trampoline_program(hook: layout.FunctionHook, spare: int = 0) -> str:
+    """The name of the function that a trampoline calls; `spare` counts those after the first, up to `MOST_SPARES`."""
     if hook.entry:
         return f"fentry__{hook.function}"
-    return f"{'spare' if spare else 'fexit'}__{hook.function}"
+    return f"{f'spare{spare}' if spare else 'fexit'}__{hook.function}"
 
 
 def probe_programs(hook: layout.FunctionHook) -> tuple[str, str]:
@@ -142,11 +145,11 @@ def _wrapped(number: int, hook: layout.FunctionHook, types: Btf, *, noted: bool)
     words = count if hook.entry else count + 1
     result = "" if hook.entry else f"\tcall.result = words[{count}];\n"
     text = ""
-    for spare in (False,) if hook.entry else (False, True):
-        seen = f"\tif ({_was_told(number, noted, 'RSYNCFS_SPARE')})\n\t\treturn 0;\n" if spare else ""
+    for spare in range(1 if hook.entry else 1 + MOST_SPARES):
+        seen = f"\tif ({_was_told(number, noted, _TELLERS[spare])})\n\t\treturn 0;\n" if spare else ""
         tell = f"\trsyncfs_tell_spare({number});\n" if not spare and noted else ""
         text += (
-            f"int {trampoline_program(hook, spare=spare)}(struct rsyncfs_words *ctx)\n{{\n"
+            f"int {trampoline_program(hook, spare)}(struct rsyncfs_words *ctx)\n{{\n"
             f"\tu64 words[{words}];\n\tstruct rsyncfs_call call = {{}};\n\n"
             f"{seen}\tbpf_probe_read_kernel(words, sizeof(words), ctx);\n{given}{result}\t{body}(&call);\n"
             f"{tell}\treturn 0;\n}}\n"

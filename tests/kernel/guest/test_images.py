@@ -75,5 +75,5 @@ def test_an_image_that_is_mounted_is_replicated(case: Case, scratch: Path, optio
         run("blkdiscard", "--zeroout", "--offset", str(40 * MIB), "--length", str(MIB // 2), device)
     assert image.stat().st_blocks < full - 4 * MIB // 512
     case.assert_same()
-    # Space that is reserved and not written looks like data or like a hole, as the cache has it: zeros may have travelled.
+    # Space that is reserved and not written looks like data or a hole, as the cache has it: zeros may have travelled.
     assert data(case.replica / "image") < 512 * image.stat().st_blocks + SLACK

@@ -1,4 +1,4 @@
-"""Each trampoline has two programs, because the kernel skips one that was preempted: together they lose nothing."""
+"""Each trampoline has several programs, because the kernel skips one that was preempted: together they lose nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from replicator.capture import bpf_sensor
+from replicator.capture.btf import Function
 from replicator.capture.event import EventKind
 from replicator.capture.layout import FunctionHook
 from replicator.capture.load import Program
@@ -54,17 +56,19 @@ def test_every_write_is_told_exactly_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("trampolines")
-@pytest.mark.parametrize("missing", [True, False], ids=["the spare", "the first"])
-def test_either_program_alone_tells_every_write_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool
+@pytest.mark.parametrize("there", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
+def test_any_program_alone_or_with_one_other_tells_every_write_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[int, ...]
 ) -> None:
+    """Those that are missing here are skipped by the kernel for good."""
     real = Program._attach_trampoline
 
-    def one_only(self: Program, hook: FunctionHook, *rest: object, spare: bool) -> None:
-        if spare != missing or hook.entry:
-            real(self, hook, *rest, spare=spare)  # type: ignore[arg-type]
+    def only_these(self: Program, hook: FunctionHook, function: Function, spare: int) -> None:
+        if spare in there or hook.entry:
+            real(self, hook, function, spare)
 
-    monkeypatch.setattr(Program, "_attach_trampoline", one_only)
+    monkeypatch.setattr(bpf_sensor, "preemptible", lambda: True)
+    monkeypatch.setattr(Program, "_attach_trampoline", only_these)
     with traced("ext4", tmp_path / "fs", made=VfsSensor) as place, place.file() as fd:
         assert written(place, fd, 1000) == list(range(1000))
 
@@ -84,10 +88,11 @@ def lost(place: Traced) -> int:
 
 
 @pytest.mark.usefixtures("preemptible")
-def test_what_both_programs_miss_is_counted_and_then_not_missed_any_more(
-    tmp_path: Path, record_property: Callable[[str, object], None]
+def test_what_all_programs_miss_is_counted_and_then_not_missed_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
-    """Where three writers preempt one another, both programs can be skipped for the last: then probes are added."""
+    """Where three writers preempt one another, two programs can be skipped for the last: then probes are added."""
+    monkeypatch.setattr(bpf_sensor, "preemptible", lambda: False)
     with traced("ext4", tmp_path / "fs", ring_bytes=1 << 23, made=VfsSensor) as place:
         missing = lost(place)
         record_property("skipped", skipped(WRITE))
