@@ -83,10 +83,13 @@ static __always_inline void btrfs_narrow(struct btrfs_range *range, const struct
 		range->end = to->end;
 }
 
-/* The same for arguments in the caller's memory: if they do not explain the lock, they may have been overwritten. */
+/*
+ * The same for arguments in the caller's memory: if they do not explain the lock, they may have been overwritten. With
+ * large folios writeback locks from the beginning of one on.
+ */
 static __always_inline void btrfs_narrow_told(struct btrfs_range *range, const struct btrfs_range *to)
 {
-	if (range->start >= to->start && range->start < to->end)
+	if (range->start < to->end && range->end > to->start)
 		btrfs_narrow(range, to);
 }
 
