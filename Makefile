@@ -37,7 +37,7 @@ test: $(DEV_STAMP) $(TEST_STAMP) ## the whole suite, with real eBPF (root; TESTS
 .PHONY: test-kernels
 test-kernels: $(DEV_STAMP) $(TEST_STAMP) $(KERNELS_STAMP) ## the tables of the tests on Debian's kernels, in virtual machines (root)
 	$(AS_ROOT) env PATH="$$PATH" scripts/kernels
-	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest tests/kernel/test_matrix.py $(PYTEST_ARGS)
+	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest -o faulthandler_timeout=0 tests/kernel/test_matrix.py $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: $(RUN_STAMP) ## measure lag and rates over loopback, of trace, and what hooks cost a writer, on this machine (root)
