@@ -208,8 +208,8 @@ def test_rename_of_a_big_directory(case: Case) -> None:
 
 
 def test_removal_of_a_big_directory(case: Case) -> None:
-    directories = BIG // 50
-    for number in range(BIG // 2):
+    directories = BIG // 100
+    for number in range(BIG):
         path = case.source / "big" / str(number % directories) / str(number)
         if number < directories:
             path.parent.mkdir(parents=True)
