@@ -24,6 +24,7 @@ class Trace:
 
     def __init__(self, directory: Path, scratch: Path, options: Sequence[str] = ("--json",)) -> None:
         self._directory = directory
+        self._pokes = 0
         self.process = Process(["trace", str(directory), *options], scratch / "trace.log")
 
     @property
@@ -41,15 +42,20 @@ class Trace:
         return eventually(lambda: self.records(file), 30, what or f"{file} is shown")[-1]
 
     def catch_up(self) -> None:
-        """Wait until what happened before is shown. No line says that it is attached: its first answer does."""
-        poke = self._directory / POKE
+        """Wait until what happened before is shown. No line says that it is attached: its first answer does.
+
+        Each time another file is written to, for lines of the last one may still come.
+        """
+        self._pokes += 1
+        poke = self._directory / f"{POKE}-{self._pokes}-"
         seen = len(self.process.lines)
         eventually(
-            lambda: poke.write_bytes(b"poke") and [1 for line in self.process.lines[seen:] if POKE in line],
+            lambda: poke.write_bytes(b"poke") and [1 for line in self.process.lines[seen:] if poke.name in line],
             60,
             "a write is shown",
             every=0.1,
         )
+        poke.unlink()
 
     def left_out(self) -> int:
         """How much standard error says was left out, lines and records together."""

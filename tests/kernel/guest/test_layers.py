@@ -111,7 +111,9 @@ def test_a_writer_in_namespaces_of_its_own_is_replicated_and_shown_with_its_oute
     command = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child"]
     with subprocess.Popen([*command, "sh", "-euc", script, case.source, point], stdin=subprocess.PIPE) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        eventually(lambda: (case.source / "last").exists(), 30, "the writer is at its end")
+        at_end = case.source / "last"
+        eventually(lambda: at_end.exists() or process.poll() is not None, 30, "the writer is at its end")
+        assert process.poll() is None
         inner = int(children.read_text())
         case.assert_same()
         assert process.stdin is not None
