@@ -86,6 +86,11 @@ def families_of(fstype: str, types: Btf) -> tuple[str, ...]:
     return (*direct_families(fstype, types), *BYTES, *NAMES, *net)
 
 
+def with_tracepoints(families: tuple[str, ...], fstype: str, types: Btf) -> tuple[str, ...]:
+    """These families, and those of the tracepoint sensor that are not among them."""
+    return (*families, *(one for one in tracepoint.families_on(fstype, types) if one not in families))
+
+
 class VfsSensor(BpfSensor):
     """A `Sensor` over functions of the kernel."""
 
@@ -103,8 +108,7 @@ class VfsSensor(BpfSensor):
             # what a function does not tell, the filesystem's own tracepoints do
             writes = not self._lacking(("vfs_write",))
             self.close()
-            others = [one for one in tracepoint.families_on(source.fstype, types) if one not in families]
-            self._hook(source, (*families, *others), types, offered, attach, writes=writes)
+            self._hook(source, with_tracepoints(families, source.fstype, types), types, offered, attach, writes=writes)
         if not self._told_bytes(source.fstype):
             reasons = sorted({item.reason for item in self._attached().excluded})
             self.close()

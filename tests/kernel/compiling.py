@@ -16,20 +16,20 @@ from replicator.capture.compile import compiled
 from replicator.capture.source import assemble
 from tests.kernel.record import FILESYSTEMS
 
-TRACED = "xfs"
-"""Where tests/kernel/guest has `trace` shown."""
+TRACED, CROWDED = "xfs", "ext4"
+"""Where tests/kernel/guest has `trace` shown, and where it fills up functions that the sensor would hook."""
 
 
 def compile_all(release: str, shared: Path) -> None:
     """The programs of both sensors for each filesystem."""
     for fstype in (*FILESYSTEMS, "tmpfs"):
         types = Btf.of_kernel((fstype, "iomap"), shared / "btf")
-        wanted = [
-            (vfs.families_of(fstype, types), vfs.WRITES_TOLD),
-            (tracepoint.families_on(fstype, types), ()),
-        ]
+        functions, tracepoints = vfs.families_of(fstype, types), tracepoint.families_on(fstype, types)
+        wanted: list[tuple[tuple[str, ...], tuple[str, ...]]] = [(functions, vfs.WRITES_TOLD), (tracepoints, ())]
         if fstype == TRACED:
-            wanted.append((wanted[0][0], (*vfs.WRITES_TOLD, "RSYNCFS_TRACE")))
+            wanted.append((functions, (*vfs.WRITES_TOLD, "RSYNCFS_TRACE")))
+        if fstype == CROWDED:
+            wanted.append((vfs.with_tracepoints(functions, fstype, types), ()))
         for families, defines in wanted:
             compiled(assemble(families, fstype, types, defines).text, shared / "cache", release)
     (shared / "cache.done").touch()

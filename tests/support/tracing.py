@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.deadline import eventually
+from tests.support.deadline import SLOW, eventually
 from tests.support.pair import Process
 
 POKE = "poke-of-the-test"
@@ -53,7 +53,7 @@ class Trace:
             lambda: poke.write_bytes(b"poke") and [1 for line in self.process.lines[seen:] if poke.name in line],
             60,
             "a write is shown",
-            every=0.1,
+            every=0.1 * SLOW,
         )
         poke.unlink()
 
