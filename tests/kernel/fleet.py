@@ -13,7 +13,7 @@ from tests.kernel.machine import HELPERS, MEMORY, PROJECT, Kernel, Machine, Run
 from tests.support.deadline import eventually
 from tests.support.helpers import build_all
 
-LIMIT = 40 * 60.0
+LIMIT = 55 * 60.0
 """Seconds that a machine may take."""
 SPARE = 1024
 """MiB beside the guest's memory that a machine needs: the emulator, and the rest of the host."""
