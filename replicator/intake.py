@@ -21,9 +21,9 @@ from replicator.source.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
-LATE = 15_000_000_000
-"""Nanoseconds after a change in which the kernel will have counted that nobody told of it: a return that was missed is
-waited for (capture/calls.py)."""
+SOON, LATE = 1_000_000_000, 15_000_000_000
+"""Nanoseconds from a change's beginning on in which it will have been counted that nobody told of it: most often before
+the call returns, but a return that was missed is waited for (capture/calls.py)."""
 
 _KINDS = {int(kind): kind.name.lower() for kind in EventKind}
 
@@ -108,7 +108,7 @@ class Intake:
     def check_losses(self) -> None:
         """Widen what is owed by whatever the kernel could not hand over."""
         now = time.monotonic_ns()
-        lost_since, self._sound = self._sound - LATE, now
+        sound, self._sound = self._sound, now
         losses = self._sensor.losses()
         grown = {cause for cause, total in losses.items() if total > self._losses.get(cause, 0)}
         for cause in grown:
@@ -126,6 +126,6 @@ class Intake:
         if grown & NAMELESS_LOSSES:
             log.warning("it is not known of which files: all are compared with the replica")
             self._metrics.resyncs.add("events_lost")
-            self._outbox.compare_all(now, lost_since)
+            self._outbox.compare_all(now, sound - (LATE if "probe_missed" in grown else SOON))
             if self._sensor.tells_names:
                 self._list_all(now)

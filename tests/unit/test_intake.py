@@ -6,10 +6,11 @@ import time
 from typing import Any, cast
 
 import numpy as np
+import pytest
 
 from replicator.capture.event import EVENT, EventFlag, EventKind, Events
 from replicator.dirty.table import Owed
-from replicator.intake import LATE, Intake
+from replicator.intake import LATE, SOON, Intake
 from replicator.model import Attributes, FileId, InodeFact, Kind, Slot
 from replicator.observe.metrics import SenderMetrics
 from replicator.source.flight import Flush, Part
@@ -190,13 +191,16 @@ def test_what_is_being_read_when_a_loss_is_found_is_sent_whole_afterwards() -> N
     assert owed(world).whole
 
 
-def test_what_was_read_long_before_a_loss_is_compared() -> None:
-    world = World()
-    world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
-    read(world, FILE, time.monotonic_ns() - LATE - 1_000_000_000)
-    lose(world)
-    assert owed(world).check
-    assert not owed(world).whole
+@pytest.mark.parametrize(("cause", "within"), [("recursion", SOON), ("lost_map_full", SOON), ("probe_missed", LATE)])
+def test_what_was_read_long_before_a_loss_is_compared(cause: str, within: int) -> None:
+    for age, whole in ((within - SOON // 2, True), (within + SOON, False)):
+        world = World()
+        world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
+        read(world, FILE, time.monotonic_ns() - age)
+        world.sensor.lost = {cause: 1}
+        world.intake.check_losses()
+        assert owed(world).check
+        assert owed(world).whole is whole
 
 
 def test_reads_are_remembered_no_longer_than_a_loss_may_be_late() -> None:
