@@ -59,6 +59,8 @@ def supported_machine() -> bool:
 
 def _bpf(command: int, attributes: bytes) -> int:
     """bpf(2) with `union bpf_attr`, padded with zeros. OSError if the kernel refuses."""
+    if _SYSCALL is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     padded = ctypes.create_string_buffer(attributes, max(len(attributes), 128))
     result: int = _libc.syscall(_SYSCALL, command, padded, len(padded))
     if result < 0:

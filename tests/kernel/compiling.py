@@ -32,8 +32,10 @@ def compile_all(release: str, shared: Path) -> None:
             wanted.append((vfs.with_tracepoints(functions, fstype, types), ()))
         for families, defines in wanted:
             compiled(assemble(families, fstype, types, defines).text, shared / "cache", release)
-    (shared / "cache.done").touch()
 
 
 if __name__ == "__main__":
-    compile_all(sys.argv[1], Path(sys.argv[2]))
+    try:
+        compile_all(sys.argv[1], Path(sys.argv[2]))
+    finally:
+        (Path(sys.argv[2]) / "cache.done").touch()  # who waits for it need not wait for what does not come

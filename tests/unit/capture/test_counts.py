@@ -1,0 +1,17 @@
+"""The counters' places are those that ebpf/maps.h gives them."""
+
+from __future__ import annotations
+
+import re
+
+from replicator.capture import counts
+from replicator.resources import ebpf_directory
+
+
+def test_each_counter_is_read_where_it_is_written() -> None:
+    text = (ebpf_directory() / "maps.h").read_text()
+    (body,) = re.findall(r"enum rsyncfs_count \{(.*?)\};", text, re.DOTALL)
+    places = {name: int(place) for name, place in re.findall(r"RSYNCFS_(\w+) = (\d+),", body)}
+    assert places.pop("COUNTS") == counts._COLUMNS
+    assert places == {name: getattr(counts, name) for name in places}
+    assert len(places) == 4
