@@ -30,11 +30,16 @@
 #define ENUMERATOR(name, ...) RSYNCFS_ENUM_##name(__VA_ARGS__)
 
 /*
- * One raw tracepoint program. What follows the tracepoint's name are the types of its arguments as BTF spells them
- * (pointers as "struct inode *"); a hook whose tracepoint is missing or has other arguments is left out and reported.
- * "..." at the end stands for arguments that do not matter.
+ * What is done at a raw tracepoint. What follows its name are the types of its arguments as BTF spells them (pointers as
+ * "struct inode *"); a hook whose tracepoint is missing or has other arguments is left out and reported. "..." at the
+ * end stands for arguments that do not matter. The loader writes the programs around the body.
+ *
+ *	INTERRUPTS(tracepoint)	interrupts come there too, and may meet a program under way: there are always several,
+ *				and each calls the body, which has to see that a call is told once
  */
-#define HOOK(family, tracepoint, ...) int hook__##family##__##tracepoint(struct bpf_raw_tracepoint_args *ctx)
+#define HOOK(family, tracepoint, ...)                                                                                  \
+	static __always_inline int hook__##family##__##tracepoint(struct bpf_raw_tracepoint_args *ctx)
+#define INTERRUPTS(tracepoint)
 #define ARGUMENT(type, index) ((type)ctx->args[index])
 
 /*

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
- * Stands in for iomap.c and direct.c on kernels whose direct writes pass no tracepoint (before 6.5): the last thing that
+ * Stands in for iomap.c on kernels whose direct writes pass no tracepoint (before 6.5): the last thing that
  * the function does which completes them, in every context, is to free their description. After the data, the size and
  * the page cache's last invalidation, as there.
  *

@@ -52,8 +52,9 @@ HOOK(iomap, iomap_dio_rw_begin, struct kiocb *, struct iov_iter *, ...)
 	return 0;
 }
 
-/* Reports a direct write once, whoever comes first: the entry is gone then. */
-static __always_inline int direct_write_done(struct bpf_raw_tracepoint_args *ctx)
+/* Whichever program comes first tells: the entry is gone then, or says so. */
+INTERRUPTS(iomap_dio_complete)
+HOOK(iomap, iomap_dio_complete, struct kiocb *, int, ssize_t)
 {
 	u64 iocb = ARGUMENT(u64, 0);
 	s64 written = ARGUMENT(s64, 2);
@@ -74,7 +75,7 @@ static __always_inline int direct_write_done(struct bpf_raw_tracepoint_args *ctx
 		return 0;
 	}
 	if (begun->told)
-		return 0; /* by the other of two programs */
+		return 0; /* by another of the programs */
 	subject.pid = begun->pid;
 	subject.cgroup = begun->cgroup;
 #ifdef RSYNCFS_VFS_WRITE
@@ -122,8 +123,3 @@ static __always_inline bool direct_write_told(u64 iocb, s64 written)
 	return told;
 }
 #endif
-
-HOOK(iomap, iomap_dio_complete, struct kiocb *, int, ssize_t)
-{
-	return direct_write_done(ctx);
-}

@@ -42,10 +42,10 @@ _log = logging.getLogger(__name__)
 TYPES: Final = {"ext4": 1, "xfs": 2, "btrfs": 3, "tmpfs": 4}
 _INODE_KEY: Final = struct.Struct("=QQII")  # struct rsyncfs_inode_key
 
-# Two programs share this tracepoint (ebpf/direct.c), so that one that the kernel skips loses nothing.
-_TWICE: Final = "iomap_dio_complete"
 # Of this one only what comes in interrupts is skipped, and that matters to nobody (ebpf/freed.c).
 _SKIPPABLE: Final = "kfree"
+# The first of several programs leaves notes, and spares count where there was none (ebpf/notes.h).
+_NOTED: Final = (TRACEPOINT, TRAMPOLINES[False])
 
 RING_BYTES: Final = 16 * 1024 * 1024
 LOST_INODES: Final = 16384
@@ -233,8 +233,7 @@ class BpfSensor(ABC):
         fewest = sys.maxsize
         for item in items:
             skipped = self._times_skipped(item)
-            if skipped and item.mechanism == TRAMPOLINES[False] and not item.spare:
-                assert isinstance(item.hook, FunctionHook)
+            if skipped and item.mechanism in _NOTED and not item.spare:
                 # the kernel counts before the spare does: read the other way round, so as not to subtract too much
                 spared = self._attached().spared(item.hook)
                 skipped = self._times_skipped(item) - spared
@@ -307,14 +306,11 @@ class BpfSensor(ABC):
 
 
 def _grouped(loaded: Sequence[Loaded]) -> list[list[Loaded]]:
-    """Programs that see the same calls in the same way, the spares last; one that nobody else sees alone."""
-    groups: dict[tuple[str, ...], list[Loaded]] = {}
-    for number, item in enumerate(loaded):
-        name = target(item.hook)
-        if name == _SKIPPABLE:
-            continue
-        twice = isinstance(item.hook, FunctionHook) or name == _TWICE
-        groups.setdefault((item.mechanism, name) if twice else (item.mechanism, name, str(number)), []).append(item)
+    """Programs that see the same calls in the same way, the spares last."""
+    groups: dict[tuple[str, AnyHook], list[Loaded]] = {}
+    for item in loaded:
+        if target(item.hook) != _SKIPPABLE:
+            groups.setdefault((item.mechanism, item.hook), []).append(item)
     return [sorted(items, key=lambda at: at.spare) for items in groups.values()]
 
 

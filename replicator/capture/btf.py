@@ -137,6 +137,10 @@ class Btf:
                 return self._find(where, self._resolve(where), member)
         return None
 
+    def has_typedef(self, name: str) -> bool:
+        """Whether there is a typedef of this name."""
+        return (_TYPEDEF, name) in self._ids
+
     def tracepoint(self, name: str) -> tuple[str, ...] | None:
         """The types of a raw tracepoint's arguments, as C spells them, without qualifiers. None if there is none."""
         where = self._ids.get((_TYPEDEF, f"btf_trace_{name}"))

@@ -17,6 +17,7 @@ _ACCESS = re.compile(r"\b(FIELD|ADDRESS|CONTAINER|HAS_FIELD)\((\w+), (\w+)\b")
 _HOOK = re.compile(r"^HOOK\((\w+), (\w+)((?:, [^,()]+)*)\)$", re.MULTILINE)
 _FUNCTION = re.compile(r"^(ENTRY|AFTER)\((\w+), (\w+), (\w+)((?:, [^,()]+)*)\)$", re.MULTILINE)
 _INSTEAD = re.compile(r"^INSTEAD\((\w+), (\w+)\)$", re.MULTILINE)
+_INTERRUPTS = re.compile(r"^INTERRUPTS\((\w+)\)$", re.MULTILINE)
 _OPTIONAL = re.compile(r"^OPTIONAL\((\w+)\)$", re.MULTILINE)
 _ENUMERATOR = re.compile(r"\bENUMERATOR\((\w+)([,)])")
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
@@ -35,16 +36,13 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One program of the sources: the tracepoint that it is for, and the arguments that it expects."""
+    """One body of the sources that is called at a raw tracepoint, and the arguments that it expects."""
 
     family: str
     tracepoint: str
     arguments: tuple[str, ...]
-
-    @property
-    def program(self) -> str:
-        """Its name in the compiled object."""
-        return f"hook__{self.family}__{self.tracepoint}"
+    interrupts: bool = False
+    """Whether interrupts come there too."""
 
     def objection(self, btf: Btf) -> str | None:
         """Why this hook cannot be used on the kernel that `btf` describes; None if it can."""
@@ -118,9 +116,11 @@ def accesses(source: str) -> list[Access]:
 def hooks(source: str) -> list[Hook]:
     """Every HOOK of `source`. ValueError for one that is not on one line, or twice there."""
     text = _MACRO.sub("", _COMMENT.sub("", source))
-    found = []
-    for family, tracepoint, rest in _HOOK.findall(text):
-        found.append(Hook(family, tracepoint, tuple(word.strip() for word in rest.split(",")[1:])))
+    interrupts = set(_INTERRUPTS.findall(text))
+    found = [
+        Hook(family, tracepoint, tuple(word.strip() for word in rest.split(",")[1:]), tracepoint in interrupts)
+        for family, tracepoint, rest in _HOOK.findall(text)
+    ]
     if len(found) != len(re.findall(r"\bHOOK\(", text)) or len(set(found)) != len(found):
         raise ValueError("a HOOK is not on a line of its own, or twice there")
     return found

@@ -21,7 +21,7 @@ from replicator.capture.layout import FunctionHook, Hook
 from replicator.capture.maps import Map
 from replicator.capture.object import Object, relocate
 from replicator.capture.probes import Probe, Probes
-from replicator.capture.source import AnyHook, Assembly, Excluded, probe_programs, trampoline_program
+from replicator.capture.source import AnyHook, Assembly, Excluded, most_spares, probe_programs, program_name
 from replicator.errors import EnvironmentFault
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Loaded:
     """TRACEPOINT, or of TRAMPOLINES or PROBES."""
     descriptor: int
     spare: int = 0
-    """Which one it is of several that are attached to the same function: what the first misses the next one sees."""
+    """Which one it is of several that are attached to the same place: what the first misses the next one sees."""
 
 
 class Program:
@@ -60,13 +60,13 @@ class Program:
     ) -> None:
         """Load and attach what the kernel takes; what it refuses is in `excluded`. Without `attach`, only load.
 
-        `sizes`: max_entries of maps, by name. Functions are hooked by trampolines if those are wanted, with so many
-        `spares` (source.py), else, or where one is refused, by `probes` if there are some. EnvironmentFault if the maps
-        cannot be made.
+        `sizes`: max_entries of maps, by name. Functions are hooked by trampolines if those are wanted, else, or where
+        one is refused, by `probes` if there are some. What may be skipped gets so many `spares` (source.py), or as many
+        as there are. EnvironmentFault if the maps cannot be made.
         """
         self.loaded: list[Loaded] = []
         self.excluded: list[Excluded] = list(assembly.excluded)
-        self._functions = [hook for hook in assembly.hooks if isinstance(hook, FunctionHook)]
+        self._hooks = assembly.hooks
         self._made, self._types = made, types
         self._trampolines, self._probes, self._attach = trampolines, probes, attach
         self._spares = spares
@@ -77,7 +77,7 @@ class Program:
             self._make_maps(sizes)
             for hook in assembly.hooks:
                 if isinstance(hook, Hook):
-                    self._attach_tracepoint(hook)
+                    self._attach_at_tracepoint(hook)
                 else:
                     self._attach_function(hook)
         except BaseException:
@@ -111,9 +111,11 @@ class Program:
             return False
         return True
 
-    def spared(self, hook: FunctionHook) -> int:
-        """Calls for which the first program of a trampoline was skipped, and another one told."""
-        place = self._functions.index(hook).to_bytes(4, sys.byteorder)
+    def spared(self, hook: AnyHook) -> int:
+        """Calls for which the first program of a trampoline or tracepoint was skipped, and another one told."""
+        if not self.has_map("spared"):
+            return 0
+        place = self._hooks.index(hook).to_bytes(4, sys.byteorder)
         return sum(int.from_bytes(count, sys.byteorder) for count in self._maps["spared"].each(place))
 
     def close(self) -> None:
@@ -147,12 +149,20 @@ class Program:
         except OSError as fault:
             self.excluded.append(_refusal(hook, fault))
 
-    def _attach_tracepoint(self, hook: Hook) -> None:
+    def _attach_at_tracepoint(self, hook: Hook) -> None:
         with self._excluding(hook):
-            program = bpf.load_program(
-                bpf.PROGRAM_RAW_TRACEPOINT, self._code(hook.program), f"rsyncfs_{hook.tracepoint}"
-            )
-            self._link(Loaded(hook, TRACEPOINT, program), hook.tracepoint)
+            # the kernel calls them in the order in which they were attached
+            for spare in range(1 + self._spares_of(hook)):
+                self._attach_tracepoint(hook, spare)
+
+    def _attach_tracepoint(self, hook: Hook, spare: int) -> None:
+        program = bpf.load_program(
+            bpf.PROGRAM_RAW_TRACEPOINT, self._code(program_name(hook, spare)), f"rsyncfs_{hook.tracepoint}"
+        )
+        self._link(Loaded(hook, TRACEPOINT, program, spare), hook.tracepoint)
+
+    def _spares_of(self, hook: AnyHook) -> int:
+        return min(self._spares, most_spares(hook, self._types))
 
     def _link(self, loaded: Loaded, tracepoint: str | None = None) -> None:
         """Attach it, or close it."""
@@ -171,7 +181,7 @@ class Program:
         if self._trampolines:
             try:
                 # the kernel calls the one that was attached last first
-                for spare in range(0 if hook.entry else self._spares, -1, -1):
+                for spare in range(self._spares_of(hook), -1, -1):
                     self._attach_trampoline(hook, function, spare)
             except OSError as fault:
                 refusal = _refusal(hook, fault)
@@ -186,7 +196,7 @@ class Program:
     def _attach_trampoline(self, hook: FunctionHook, function: Function, spare: int) -> None:
         program = bpf.load_program(
             bpf.PROGRAM_TRACING,
-            self._code(trampoline_program(hook, spare)),
+            self._code(program_name(hook, spare)),
             f"rsyncfs_{hook.function}",
             attach=bpf.FENTRY if hook.entry else bpf.FEXIT,
             function=function.id,

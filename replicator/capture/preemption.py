@@ -1,6 +1,6 @@
 """Whether this kernel takes the processor away from a task inside the kernel, in the middle of a program too.
 
-Reads how it was built and, where that is chosen while it runs, what it was told.
+Reads how it was built and, where that is chosen while it runs, what it was told; for tracepoints, the kernel's types.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ import os
 from pathlib import Path
 from typing import Final
 
+from replicator.capture.btf import Btf
+
 _MODEL: Final = Path("/sys/kernel/debug/sched/preempt")
+_GUARD: Final = "class_srcu_fast_notrace_t"
+"""What the guard is called in include/linux/srcu.h."""
 
 
 def preemptible(version: str | None = None, model: Path = _MODEL) -> bool:
@@ -26,3 +30,11 @@ def preemptible(version: str | None = None, model: Path = _MODEL) -> bool:
         return not {"(none)", "(voluntary)"} & set(model.read_text().split())
     except OSError:
         return True
+
+
+def tracepoints_preemptible(types: Btf) -> bool:
+    """Whether that can happen to programs at raw tracepoints, as it can to those of trampolines everywhere.
+
+    Since 7.0 a tracepoint is guarded by SRCU; before, preemption was off while its programs ran.
+    """
+    return types.has_typedef(_GUARD)

@@ -5,7 +5,7 @@ that are left out with the reason. Reads the sources, and nothing else.
 
 Around the body of a function's hook (ENTRY, AFTER) this writes one program for each way in which it can be called: a
 trampoline's hands it all arguments and the result at once; probes are a pair, of which the first remembers the
-arguments (ebpf/vfs.h).
+arguments (ebpf/vfs.h). Where the kernel may skip a program, it gets spares (ebpf/notes.h).
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from typing import Final
 
 from replicator.capture import layout
 from replicator.capture.btf import Btf
+from replicator.capture.preemption import tracepoints_preemptible
 from replicator.errors import EnvironmentFault
 from replicator.resources import ebpf_directory
 
 HEADERS: Final = ("compat.h", "context.h", "event.h", "maps.h", "filter.h", "repeat.h", "emit.h")
 MOST_SPARES: Final = 2
-"""Programs after a return besides the first: each tells what the ones before it were skipped for."""
-_TELLERS: Final = ("RSYNCFS_FIRST", "RSYNCFS_SPARE", "RSYNCFS_SPARE_2")  # enum rsyncfs_teller of ebpf/vfs.h
-_FUNCTION_HEADERS: Final = ("vfs.h",)
+"""Programs at one place besides the first: each tells what the ones before it were skipped for."""
+_TELLERS: Final = ("RSYNCFS_FIRST", "RSYNCFS_SPARE", "RSYNCFS_SPARE_2")  # enum rsyncfs_teller of ebpf/notes.h
+_MOST_HOOKS: Final = 128  # RSYNCFS_HOOKS
+_NOTES: Final = "notes.h"
+_FUNCTIONS: Final = "vfs.h"
 
 # Where a probe finds the arguments and the result, by processor type: members of struct pt_regs.
 _REGISTERS: Final = {"x86_64": (("di", "si", "dx", "cx", "r8", "r9"), "ax")}
@@ -51,6 +54,7 @@ class Assembly:
 
     text: str
     hooks: tuple[AnyHook, ...]
+    """Each one's place is its number in ebpf/notes.h."""
     excluded: tuple[Excluded, ...]
 
 
@@ -74,9 +78,12 @@ def assemble(families: Sequence[str], fstype: str, types: Btf, defines: Sequence
         if usable:
             chosen[f"{family}.c"] = text
             wanted += usable
+    assert len(wanted) <= _MOST_HOOKS
     functions = [hook for hook in wanted if isinstance(hook, layout.FunctionHook)]
+    if functions or tracepoints_preemptible(types):
+        headers[_NOTES] = (directory / _NOTES).read_text()
     if functions:
-        headers |= {name: (directory / name).read_text() for name in _FUNCTION_HEADERS}
+        headers[_FUNCTIONS] = (directory / _FUNCTIONS).read_text()
     lacking = [member for text in headers.values() for member in layout.missing(text, types)]
     if lacking:
         raise EnvironmentFault(
@@ -87,9 +94,11 @@ def assemble(families: Sequence[str], fstype: str, types: Btf, defines: Sequence
     parts += [f"#define RETURNS_POINTER_{hook.function} {int(_returns_pointer(hook, types))}\n" for hook in functions]
     parts += [f'#line 1 "{name}"\n{text}' for name, text in (headers | chosen).items()]
     entered = {hook.function for hook in functions if hook.entry}
-    parts += [
-        _wrapped(number, hook, types, noted=hook.function not in entered) for number, hook in enumerate(functions)
-    ]
+    for number, hook in enumerate(wanted):
+        if isinstance(hook, layout.Hook):
+            parts.append(_around_tracepoint(number, hook, most_spares(hook, types)))
+        else:
+            parts.append(_around_function(number, hook, types, noted=hook.function not in entered))
     return Assembly("".join(parts), tuple(wanted), tuple(excluded))
 
 
@@ -114,8 +123,17 @@ _PROBE_MEMBERS: Final = "".join(
 )
 
 
-def trampoline_program(hook: layout.FunctionHook, spare: int = 0) -> str:
-    """The name of the function that a trampoline calls; `spare` counts those after the first, up to `MOST_SPARES`."""
+def most_spares(hook: AnyHook, types: Btf) -> int:
+    """How many spare programs are written, for a tracepoint or a trampoline."""
+    if isinstance(hook, layout.FunctionHook):
+        return 0 if hook.entry else MOST_SPARES
+    return MOST_SPARES if tracepoints_preemptible(types) else int(hook.interrupts)
+
+
+def program_name(hook: AnyHook, spare: int = 0) -> str:
+    """What a tracepoint or a trampoline calls; `spare` counts those after the first."""
+    if isinstance(hook, layout.Hook):
+        return f"{f'spare{spare}' if spare else 'first'}__{hook.family}__{hook.tracepoint}"
     if hook.entry:
         return f"fentry__{hook.function}"
     return f"{f'spare{spare}' if spare else 'fexit'}__{hook.function}"
@@ -133,7 +151,18 @@ def _returns_pointer(hook: layout.FunctionHook, types: Btf) -> bool:
     return function is not None and function.result.endswith("*")
 
 
-def _wrapped(number: int, hook: layout.FunctionHook, types: Btf, *, noted: bool) -> str:
+def _around_tracepoint(number: int, hook: layout.Hook, spares: int) -> str:
+    """The programs around a body."""
+    noted = spares > 0 and not hook.interrupts
+    return "".join(
+        f"int {program_name(hook, spare)}(struct bpf_raw_tracepoint_args *ctx)\n{{\n"
+        f"{_unless_told(number, spare, noted)}\thook__{hook.family}__{hook.tracepoint}(ctx);\n"
+        f"{_note(number, spare, noted)}\treturn 0;\n}}\n"
+        for spare in range(1 + spares)
+    )
+
+
+def _around_function(number: int, hook: layout.FunctionHook, types: Btf, *, noted: bool) -> str:
     """The programs around a body. Without `noted`, it can be called twice for one call, also from an interrupt."""
     function = types.function(hook.function)
     assert function is not None
@@ -145,14 +174,12 @@ def _wrapped(number: int, hook: layout.FunctionHook, types: Btf, *, noted: bool)
     words = count if hook.entry else count + 1
     result = "" if hook.entry else f"\tcall.result = words[{count}];\n"
     text = ""
-    for spare in range(1 if hook.entry else 1 + MOST_SPARES):
-        seen = f"\tif ({_was_told(number, noted, _TELLERS[spare])})\n\t\treturn 0;\n" if spare else ""
-        tell = f"\trsyncfs_tell_spare({number});\n" if not spare and noted else ""
+    for spare in range(1 + most_spares(hook, types)):
         text += (
-            f"int {trampoline_program(hook, spare)}(struct rsyncfs_words *ctx)\n{{\n"
-            f"\tu64 words[{words}];\n\tstruct rsyncfs_call call = {{}};\n\n"
-            f"{seen}\tbpf_probe_read_kernel(words, sizeof(words), ctx);\n{given}{result}\t{body}(&call);\n"
-            f"{tell}\treturn 0;\n}}\n"
+            f"int {program_name(hook, spare)}(struct rsyncfs_words *ctx)\n{{\n"
+            f"\tu64 words[{words}];\n\tstruct rsyncfs_call call = {{}};\n\n{_unless_told(number, spare, noted)}"
+            f"\tbpf_probe_read_kernel(words, sizeof(words), ctx);\n{given}{result}\t{body}(&call);\n"
+            f"{_note(number, spare, noted)}\treturn 0;\n}}\n"
         )
     if not probes_supported():
         return text
@@ -171,6 +198,16 @@ def _wrapped(number: int, hook: layout.FunctionHook, types: Btf, *, noted: bool)
         f"\tif (!rsyncfs_recall({number}, &call) || told)\n\t\treturn 0;\n"
         f"\tcall.result = {_register(None)};\n\treturn {body}(&call);\n}}\n"
     )
+
+
+def _unless_told(number: int, spare: int, noted: bool) -> str:
+    """C with which a spare ends if it has nothing to tell."""
+    return f"\tif ({_was_told(number, noted, _TELLERS[spare])})\n\t\treturn 0;\n" if spare else ""
+
+
+def _note(number: int, spare: int, noted: bool) -> str:
+    """C with which the first program tells its spares that they need not tell."""
+    return f"\trsyncfs_tell_spare({number});\n" if noted and not spare else ""
 
 
 def _was_told(number: int, noted: bool, teller: str) -> str:

@@ -13,16 +13,16 @@ from replicator.capture.sensor import Coverage, Watched
 from replicator.errors import EnvironmentFault
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "ext4": ("inode", "net", "iomap", "direct", "ext4"),
-    "xfs": ("inode", "net", "iomap", "direct", "xfs", "exchange"),
-    "btrfs": ("inode", "net", "iomap", "direct", "btrfs"),
+    "ext4": ("inode", "net", "iomap", "ext4"),
+    "xfs": ("inode", "net", "iomap", "xfs", "exchange"),
+    "btrfs": ("inode", "net", "iomap", "btrfs"),
     "tmpfs": ("inode", "tmpfs", "results", "requests", "faults"),
 }
 """The families of hooks (files in ebpf/) that each type of filesystem needs."""
 
 NEWER: dict[str, tuple[str, ...]] = {
     "ctime_ns_xchg": ("inode",),  # 6.13
-    "iomap_dio_complete": ("iomap", "direct"),  # 6.5
+    "iomap_dio_complete": ("iomap",),  # 6.5
     "xfs_exchrange_before": ("exchange",),  # 6.10, together with what it tells
 }
 """Tracepoints that came late, and the families that are nothing without them."""

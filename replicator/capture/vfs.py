@@ -25,7 +25,7 @@ BYTES: Final = ("vfs_write", "vfs_copy", "vfs_size", "vfs_mapping")
 NAMES: Final = ("vfs_names", "vfs_attributes")
 NET: Final = "net"
 _DIRECT: Final = ("vfs_direct",)
-_DIRECT_TRACED: Final = ("iomap", "direct")
+_DIRECT_TRACED: Final = ("iomap",)
 _DIRECT_TRACEPOINT: Final = "iomap_dio_complete"
 
 FAMILIES: Final = (*BYTES, *_DIRECT, *NAMES)

@@ -1,4 +1,4 @@
-"""Each trampoline has several programs, because the kernel skips one that was preempted: together they lose nothing."""
+"""What can be preempted has several programs, because the kernel then skips one: together they lose nothing."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replicator.capture import bpf_sensor
+from replicator.capture import bpf_sensor, source
 from replicator.capture.btf import Function
+from replicator.capture.compile import kernel_types
 from replicator.capture.event import EventKind
 from replicator.capture.layout import FunctionHook
 from replicator.capture.load import Program
+from replicator.capture.preemption import tracepoints_preemptible
 from replicator.capture.vfs import MECHANISM, VfsSensor
 from tests.native.traced import Traced, traced
 from tests.support.helpers import call
 from tests.support.programs import skipped
 
-WRITE = "ext4_file_write_iter"
+WRITE, WRITE_END = "ext4_file_write_iter", "ext4_da_write_end"
+"""A function, and a tracepoint."""
 PREEMPTION = Path("/sys/kernel/debug/sched/preempt")
 NORMAL, REAL_TIME, COUNT = 3, 6, 10_000
 """Threads of both kinds, and the writes of each normal one."""
@@ -103,3 +106,15 @@ def test_what_all_programs_miss_is_counted_and_then_not_missed_any_more(
             assert f"kretprobe {WRITE}" in [item.mechanism for item in place.sensor.coverage()]
             assert lost(place) == 0
             assert place.sensor.losses()["recursion"] <= counted + NORMAL + REAL_TIME
+
+
+@pytest.mark.usefixtures("preemptible")
+def test_at_tracepoints_too(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """Kernels that never preempt a program there are known: theirs have no spares, and are never skipped."""
+    with traced("ext4", tmp_path / "fs", ring_bytes=1 << 23) as place:
+        missing = lost(place)
+        record_property("missing", missing)
+        record_property("skipped", skipped(WRITE_END))
+        assert any(skipped(WRITE_END)) == tracepoints_preemptible(kernel_types())
+        assert len(skipped(WRITE_END)) == (1 + source.MOST_SPARES if any(skipped(WRITE_END)) else 1)
+        assert missing <= place.sensor.losses()["recursion"]

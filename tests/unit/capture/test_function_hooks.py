@@ -124,7 +124,7 @@ def test_only_what_concerns_the_filesystem_is_judged() -> None:
 
 
 def test_every_body_gets_its_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (*source.HEADERS, "vfs.h"):
+    for name in (*source.HEADERS, "notes.h", "vfs.h"):
         (tmp_path / name).write_text("")
     (tmp_path / "family.c").write_text(SOURCE)
     monkeypatch.setattr(source, "ebpf_directory", lambda: tmp_path)
@@ -133,7 +133,7 @@ def test_every_body_gets_its_programs(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert made.excluded == ()
     programs = set(re.findall(r"^int (\w+)\(", made.text, re.MULTILINE))
     hook = HOOKS["ext4_write"]
-    wanted = {source.trampoline_program(hook, spare) for spare in range(1 + source.MOST_SPARES)}
+    wanted = {source.program_name(hook, spare) for spare in range(1 + source.MOST_SPARES)}
     wanted |= set(source.probe_programs(hook))
     assert wanted <= programs
     assert source.probe_programs(HOOKS["begun"])[1] == ""

@@ -14,6 +14,7 @@ from tests.unit.capture.made_btf import kernel
 SOURCE = """
 /* FIELD(comment, ignored, x) */
 #define FIELD(type, member, pointer) whatever(type, member)
+INTERRUPTS(other_made)
 HOOK(page, folio_made, struct folio *, ...)
 {
 	void *folio = ARGUMENT(void *, 0);
@@ -61,7 +62,7 @@ def test_a_hook_is_judged_by_the_tracepoints_arguments() -> None:
     btf = Btf(kernel().blob())
     (hook,) = layout.hooks(SOURCE)
     assert hook == Hook("page", "folio_made", ("struct folio *", "..."))
-    assert hook.program == "hook__page__folio_made"
+    assert layout.hooks(SOURCE.replace("other_made", "folio_made"))[0].interrupts
     assert hook.objection(btf) is None
     assert Hook("page", "folio_made", ("struct folio *", "loff_t")).objection(btf) is None
     assert Hook("page", "folio_made", ("struct folio *",)).objection(btf) == (

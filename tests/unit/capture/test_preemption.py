@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from replicator.capture.preemption import preemptible
+from replicator.capture.btf import Btf
+from replicator.capture.preemption import preemptible, tracepoints_preemptible
+from tests.unit.capture.made_btf import TYPEDEF, kernel
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,14 @@ def test_a_kernel_that_interrupts_itself_is_known(tmp_path: Path, version: str, 
     if model:
         place.write_text(model)
     assert preemptible(version, place) is expected
+
+
+def test_programs_at_tracepoints_are_preempted_where_those_are_guarded_by_srcu() -> None:
+    older, newer = kernel(), kernel()
+    older.add(TYPEDEF, "class_preempt_notrace_t", 3)
+    newer.add(TYPEDEF, "class_srcu_fast_notrace_t", 3)
+    assert not tracepoints_preemptible(Btf(older.blob()))
+    assert tracepoints_preemptible(Btf(newer.blob()))
 
 
 def test_this_kernel_is_asked() -> None:
