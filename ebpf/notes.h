@@ -8,18 +8,29 @@
  * (capture/load.py). Each looks whether one before it has told of this very call: that one leaves a note, by thread. A
  * spare passes it on as its own, and the probe takes it away.
  *
- * If a spare or the probe finds the thread's place without the note of one before it, the first was skipped, which is
- * counted: calls that it was skipped for, less these, are at least those that nobody told of. (After a spare that was
- * skipped an old note may look like this call's; nothing is counted then.)
+ * A spare or a probe that finds no note of one before it tells, and counts that: the first was skipped. Calls that the
+ * first was skipped for, less these, are those that nobody told of. (One of them may be told by nobody though a spare
+ * ran: where all spares were skipped for the call before, its note looks like this call's.)
  *
  * Notes are no use where interrupts come by: one between two of a thread's programs would take its place.
  */
 #ifndef RSYNCFS_NOTES_H
 #define RSYNCFS_NOTES_H
 
-#define RSYNCFS_NOTES 32768 /* a power of two */
+/*
+ * Each thread has a place of its own, or else one could not tell an old note of a thread that is gone from a new one
+ * that somebody else wrote over: as many as the kernel has ids of threads (PID_MAX_LIMIT). Threads of one process are
+ * kept apart, so that they do not share cache lines.
+ */
+#define RSYNCFS_THREADS (4 * 1024 * 1024)
+#define RSYNCFS_APART 0x9e375 /* odd, so that every id gets another place */
+#define RSYNCFS_PLACES 32
+struct rsyncfs_places {
+	u16 note[RSYNCFS_PLACES]; /* hook << 3 | enum rsyncfs_teller */
+};
+BPF_ARRAY(notes, struct rsyncfs_places, RSYNCFS_THREADS / RSYNCFS_PLACES);
+
 #define RSYNCFS_HOOKS 128
-BPF_ARRAY(notes, u64, RSYNCFS_NOTES); /* thread << 32 | hook << 3 | enum rsyncfs_teller */
 BPF_PERCPU_ARRAY(spared, u64, RSYNCFS_HOOKS);
 
 enum rsyncfs_teller {
@@ -30,40 +41,39 @@ enum rsyncfs_teller {
 	RSYNCFS_PROBE = 4,
 };
 
-/* The thread's place, and what `teller` writes there. */
-static __always_inline u64 *rsyncfs_note(u64 *note, u32 hook, u32 teller)
+static __always_inline volatile u16 *rsyncfs_note(void)
 {
-	u32 thread = bpf_get_current_pid_tgid(), place = thread & (RSYNCFS_NOTES - 1);
-	u64 *there = notes.lookup(&place);
+	u32 place = (u32)bpf_get_current_pid_tgid() * RSYNCFS_APART & (RSYNCFS_THREADS - 1);
+	u32 group = place / RSYNCFS_PLACES;
+	struct rsyncfs_places *there = notes.lookup(&group);
 
-	*note = (u64)thread << 32 | hook << 3 | teller;
-	return there;
+	return there ? &there->note[place % RSYNCFS_PLACES] : 0;
 }
 
 static __always_inline void rsyncfs_tell_spare(u32 hook)
 {
-	u64 note, *there = rsyncfs_note(&note, hook, RSYNCFS_FIRST);
+	volatile u16 *note = rsyncfs_note();
 
-	if (there)
-		*(volatile u64 *)there = note;
+	if (note)
+		*note = hook << 3 | RSYNCFS_FIRST;
 }
 
 /* Whether one before `teller` has told of this call. If not, `teller` is to tell. */
 static __always_inline bool rsyncfs_was_told(u32 hook, u32 teller)
 {
-	u64 none, *there = rsyncfs_note(&none, hook, RSYNCFS_NOBODY), found, *count;
+	volatile u16 *note = rsyncfs_note();
+	u16 none = hook << 3 | RSYNCFS_NOBODY, found;
+	u64 *count;
 
-	if (!there)
+	if (!note)
 		return false;
-	found = *(volatile u64 *)there;
-	*(volatile u64 *)there = teller == RSYNCFS_PROBE ? none : none | teller;
+	found = *note;
+	*note = teller == RSYNCFS_PROBE ? none : none | teller;
 	if (found > none && found < (none | teller))
 		return true;
-	if (found >> 32 == none >> 32) { /* else another thread has the same place */
-		count = spared.lookup(&hook);
-		if (count)
-			__sync_fetch_and_add(count, 1);
-	}
+	count = spared.lookup(&hook);
+	if (count)
+		__sync_fetch_and_add(count, 1);
 	return false;
 }
 

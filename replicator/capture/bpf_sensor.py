@@ -85,7 +85,7 @@ class BpfSensor(ABC):
         self._fence: Fence | None = None
         self._counts: Counts | None = None
         self._groups: list[list[Loaded]] = []
-        self._backed: set[FunctionHook] = set()
+        self._known: set[Loaded] = set()
 
     def attach(self, source: Watched) -> None:
         """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
@@ -214,19 +214,22 @@ class BpfSensor(ABC):
 
         A function where that happened gets probes as well, so that it does not happen again.
         """
-        program = self._attached()
         total = 0
         for items in list(self._groups):
             skipped = self._by_all(items)
-            hook = items[0].hook
-            if skipped and items[0].mechanism == TRAMPOLINES[False] and hook not in self._backed:
-                assert isinstance(hook, FunctionHook)
-                self._backed.add(hook)
-                if program.back(hook):
-                    _log.warning("the kernel skips programs on %s: from now on probes see it as well", hook.function)
-                    self._groups = _grouped(program.loaded)
+            if skipped and items[0] not in self._known:
+                self._known.add(items[0])
+                self._answer(items[0])
             total += skipped
         return total
+
+    def _answer(self, skipped: Loaded) -> None:
+        """What can be done about programs that are skipped, and is worth a line in the log."""
+        hook, program, then = skipped.hook, self._attached(), ""
+        if isinstance(hook, FunctionHook) and skipped.mechanism == TRAMPOLINES[False] and program.back(hook):
+            self._groups = _grouped(program.loaded)
+            then = ": from now on probes see it as well"
+        _log.warning("the kernel skips programs at %s%s", target(hook), then)
 
     def _by_all(self, items: Sequence[Loaded]) -> int:
         """Calls for which all of these may have been skipped: asks no further than to the first that never was."""
