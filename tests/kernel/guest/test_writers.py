@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import Case, on
 from tests.support.cgroups import cgroup, hierarchy
 from tests.support.deadline import eventually
+from tests.support.filesystems import run
+from tests.support.helpers import call
 from tests.support.tracing import Trace
 
 pytestmark = [pytest.mark.native, on("xfs")]
@@ -45,4 +47,16 @@ def test_a_writer_in_a_group_is_shown_under_it_by_trace_and_status(case: Case, s
             (0, 3000, writer.pid, "tee")
         ]
         assert {(one["cgroup"], one["container"]) for one in shown} == {(group.id, CONTAINER)}
+    case.assert_same()
+
+
+def test_a_direct_write_in_the_background_is_told_under_who_began_it(case: Case, trace: Trace) -> None:
+    """It ends in a worker, or in an interrupt."""
+    (case.source / "file").write_bytes(bytes(65_536))
+    run("sync", case.source / "file")
+    trace.catch_up()
+    call("aio_write", case.source / "file", "direct", 32_768, 8192, 1)
+    trace.catch_up()
+    shown = [one for one in trace.records(f"{case.name}/file") if one["offset"] == 32_768]
+    assert [(one["length"], one["process"]) for one in shown] == [(8192, "aio_write")]
     case.assert_same()
