@@ -75,6 +75,7 @@ def test_continuous_integration_runs_what_the_readme_says() -> None:
     assert "set -euo pipefail" in script
     assert re.search(r"(?m)^make lint$", script)
     assert re.search(r"(?m)^make test ", script)
+    assert re.search(r"(?m)^make test-kernels ", script)
 
 
 @pytest.mark.parametrize("script", ["scripts/bootstrap", "scripts/kernels", "tests/kernel/guest.sh", ".ci/run"])
