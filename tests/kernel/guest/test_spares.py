@@ -26,6 +26,8 @@ WRITE, WRITE_END = "ext4_file_write_iter", "ext4_da_write_end"
 PREEMPTION = Path("/sys/kernel/debug/sched/preempt")
 NORMAL, REAL_TIME, COUNT = 3, 6, 10_000
 """Threads of both kinds, and the writes of each normal one."""
+OPENED = NORMAL + REAL_TIME
+"""Calls that may be missed besides: each thread makes its file, or cuts it short, all at the same time."""
 
 
 @pytest.fixture
@@ -101,11 +103,11 @@ def test_what_all_programs_miss_is_counted_and_then_not_missed_any_more(
         record_property("skipped", skipped(WRITE))
         assert any(skipped(WRITE)), "no program was skipped: the test's writers do not preempt one another"
         counted = place.sensor.losses()["recursion"]
-        assert counted == missing
+        assert missing <= counted <= missing + OPENED
         if missing:
             assert f"kretprobe {WRITE}" in [item.mechanism for item in place.sensor.coverage()]
             assert lost(place) == 0
-            assert place.sensor.losses()["recursion"] == counted
+            assert place.sensor.losses()["recursion"] <= counted + OPENED
 
 
 @pytest.mark.usefixtures("preemptible")
