@@ -7,18 +7,27 @@ types of functions and raw tracepoints. Does not interpret what it is not asked 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 BTF_DIRECTORY = Path("/sys/kernel/btf")
 
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF = 1, 2, 3, 4, 5, 6, 7, 8
 _VOLATILE, _CONST, _RESTRICT, _FUNC, _FUNC_PROTO, _DATASEC, _TYPE_TAG, _ENUM64 = 9, 10, 11, 12, 13, 15, 18, 19
 _TRANSPARENT = frozenset({_VOLATILE, _CONST, _RESTRICT, _TYPE_TAG})
-# 32-bit words that follow a type's three, by kind: a fixed number, and a number for each of its vlen entries.
-_FIXED = {_INT: 1, _ARRAY: 3, 14: 1, 17: 1}
-_EACH = {_STRUCT: 3, _UNION: 3, _ENUM: 2, _FUNC_PROTO: 2, _DATASEC: 3, _ENUM64: 3}
+# 32-bit words of a type, by kind (five bits): a fixed number, and a number for each of its vlen entries.
+_FIXED = [3 + {_INT: 1, _ARRAY: 3, 14: 1, 17: 1}.get(kind, 0) for kind in range(32)]
+_EACH = [{_STRUCT: 3, _UNION: 3, _ENUM: 2, _FUNC_PROTO: 2, _DATASEC: 3, _ENUM64: 3}.get(kind, 0) for kind in range(32)]
 _PREFIX = {_STRUCT: "struct ", _UNION: "union ", _ENUM: "enum ", _ENUM64: "enum "}
+
+
+Numbers = npt.NDArray[np.integer[Any]]
 
 
 class BtfError(ValueError):
@@ -63,37 +72,66 @@ class _Section:
         self.first_id = first_id
         self.first_string = first_string
         self.positions: list[int] = []
-        self.functions: dict[int, list[int]] = {}
-        words, position, end = self.words, 0, len(self.words)
+        self._named: dict[int, tuple[Numbers, Numbers]] = {}
+        self._offsets: dict[str, int] = {}
+        words, position, end, add = self.words, 0, len(self.words), self.positions.append
+        # every start of a sensor waits for this loop: there are 100,000 types
         while position < end:
-            self.positions.append(position)
+            add(position)
             info = words[position + 1]
             kind = info >> 24 & 0x1F
-            position += 3 + _FIXED.get(kind, 0) + _EACH.get(kind, 0) * (info & 0xFFFF)
+            position += _FIXED[kind] + _EACH[kind] * (info & 0xFFFF)
         if position != end:
             raise BtfError("BTF's last type is cut short")
 
     def offset_of(self, name: str) -> int:
         """Where in the strings a name is (each is there once); -1 if it is not."""
-        ended = name.encode() + b"\0"
+        known = self._offsets.get(name)
+        if known is None:
+            known = self._offsets[name] = self._find(name.encode() + b"\0")
+        return known
+
+    def _find(self, ended: bytes) -> int:
         if self.strings.startswith(ended):  # a module's: vmlinux's begin with the empty one
             return 0
         found = self.strings.find(b"\0" + ended)
         return found + 1 if found >= 0 else -1
 
+    def named(self, kind: int, offset: int) -> list[int]:
+        """The positions of all types of one kind whose name is at an offset in the strings."""
+        positions, names = self._of_kind(kind)
+        return [int(position) for position in positions[names == offset]]
+
+    def _of_kind(self, kind: int) -> tuple[Numbers, Numbers]:
+        """The positions of all types of one kind, and the offsets of their names."""
+        known = self._named.get(kind)
+        if known is None:
+            positions, words = self._numbers
+            positions = positions[words[positions + 1] >> 24 & 0x1F == kind]
+            known = self._named[kind] = positions, words[positions]
+        return known
+
+    @cached_property
+    def _numbers(self) -> tuple[Numbers, Numbers]:
+        """All positions, and all words."""
+        return np.array(self.positions, np.intp), np.frombuffer(self.words, np.uint32)
+
+    def id_at(self, position: int) -> int:
+        """The id of the type at a position."""
+        return self.first_id + bisect_left(self.positions, position)
+
+    @cached_property
     def enumerators(self) -> dict[int, int]:
         """The value of each enumerator, by the offset of its name."""
         found: dict[int, int] = {}
         words = self.words
-        for position in self.positions:
-            info = words[position + 1]
-            kind, count = info >> 24 & 0x1F, info & 0xFFFF
-            if kind not in (_ENUM, _ENUM64):
-                continue
+        for kind in (_ENUM, _ENUM64):
             width = _EACH[kind]
-            for entry in range(position + 3, position + 3 + width * count, width):
-                value = words[entry + 1] | (words[entry + 2] << 32 if kind == _ENUM64 else 0)
-                found.setdefault(words[entry], value)
+            for position in self._of_kind(kind)[0].tolist():
+                count = words[position + 1] & 0xFFFF
+                for entry in range(position + 3, position + 3 + width * count, width):
+                    value = words[entry + 1] | (words[entry + 2] << 32 if kind == _ENUM64 else 0)
+                    found.setdefault(words[entry], value)
         return found
 
 
@@ -102,9 +140,6 @@ class Btf:
 
     def __init__(self, vmlinux: bytes) -> None:
         self._sections = [_Section(vmlinux, 1, 0)]
-        self._ids: dict[tuple[int, str], int] = {}
-        self._enumerators: dict[int, dict[int, int]] = {}  # by the section's number
-        self._index(self._sections[0])
 
     @classmethod
     def of_kernel(cls, modules: tuple[str, ...] = (), directory: Path = BTF_DIRECTORY) -> Btf:
@@ -124,7 +159,6 @@ class Btf:
         base = self._sections[0]
         section = _Section(blob, 1 + len(base.positions), len(base.strings), module)
         self._sections.append(section)
-        self._index(section)
 
     def member(self, type_name: str, member: str) -> Member | None:
         """A member of a struct, union or typedef of one; members of anonymous parts count. None if there is none.
@@ -132,18 +166,18 @@ class Btf:
         BtfError for a bit-field: it has no address.
         """
         for kind in (_STRUCT, _UNION, _TYPEDEF):
-            where = self._ids.get((kind, type_name))
+            where = self._handle(kind, type_name)
             if where is not None:
                 return self._find(where, self._resolve(where), member)
         return None
 
     def has_typedef(self, name: str) -> bool:
         """Whether there is a typedef of this name."""
-        return (_TYPEDEF, name) in self._ids
+        return self._handle(_TYPEDEF, name) is not None
 
     def tracepoint(self, name: str) -> tuple[str, ...] | None:
         """The types of a raw tracepoint's arguments, as C spells them, without qualifiers. None if there is none."""
-        where = self._ids.get((_TYPEDEF, f"btf_trace_{name}"))
+        where = self._handle(_TYPEDEF, f"btf_trace_{name}")
         if where is None:
             return None
         section, position = self._at(where, self._resolve(where))  # a pointer
@@ -153,13 +187,10 @@ class Btf:
     def enumerator(self, name: str) -> int | None:
         """The value of an enumerator of vmlinux or of an added module, without sign. None if there is none."""
         base = self._sections[0]
-        for number, section in enumerate(self._sections):
-            values = self._enumerators.get(number)
-            if values is None:
-                values = self._enumerators[number] = section.enumerators()
+        for section in self._sections:
             for owner in (section, base):
                 offset = owner.offset_of(name)
-                if offset >= 0 and (value := values.get(owner.first_string + offset)) is not None:
+                if offset >= 0 and (value := section.enumerators.get(owner.first_string + offset)) is not None:
                     return value
         return None
 
@@ -167,27 +198,13 @@ class Btf:
         """A function of vmlinux or of an added module. None if there is none, or several different ones."""
         found: Function | None = None
         for number, section in enumerate(self._sections):
-            for offset in {section.offset_of(name) + section.first_string, self._sections[0].offset_of(name)}:
-                for index in self._functions_of(section).get(offset, ()):
-                    position = section.positions[index]
-                    if self._string(section, section.words[position]) != name:
-                        continue
-                    if found is not None:
-                        return None
-                    id = section.first_id + index
-                    result, arguments = self._prototype(number << 32 | id, section.words[position + 2])
-                    found = Function(id, section.module, arguments, result)
+            for position in self._positions(section, _FUNC, name):
+                if found is not None:
+                    return None
+                id = section.id_at(position)
+                result, arguments = self._prototype(number << 32 | id, section.words[position + 2])
+                found = Function(id, section.module, arguments, result)
         return found
-
-    @staticmethod
-    def _functions_of(section: _Section) -> dict[int, list[int]]:
-        """The section's functions (their numbers in it) by the offset of their name."""
-        if not section.functions:
-            words = section.words
-            for index, position in enumerate(section.positions):
-                if words[position + 1] >> 24 & 0x1F == _FUNC:
-                    section.functions.setdefault(words[position], []).append(index)
-        return section.functions
 
     def _prototype(self, where: int, type_id: int) -> tuple[str, tuple[str, ...]]:
         section, position = self._at(where, type_id)
@@ -198,13 +215,19 @@ class Btf:
 
     # A type is found by a handle: its id, plus the number of its section, because ids of modules overlap.
 
-    def _index(self, section: _Section) -> None:
-        number = self._sections.index(section)
-        for index, position in enumerate(section.positions):
-            kind = section.words[position + 1] >> 24 & 0x1F
-            if kind in (_STRUCT, _UNION, _TYPEDEF):
-                name = self._string(section, section.words[position])
-                self._ids.setdefault((kind, name), number << 32 | (section.first_id + index))
+    def _handle(self, kind: int, name: str) -> int | None:
+        """The first type of that kind and name; None if there is none."""
+        for number, section in enumerate(self._sections):
+            for position in self._positions(section, kind, name):
+                return number << 32 | section.id_at(position)
+        return None
+
+    def _positions(self, section: _Section, kind: int, name: str) -> list[int]:
+        """All types of that kind and name in a section; a module's may be named by vmlinux's strings."""
+        offsets = {
+            owner.first_string + at for owner in (section, self._sections[0]) if (at := owner.offset_of(name)) >= 0
+        }
+        return [position for offset in offsets for position in section.named(kind, offset)]
 
     def _string(self, section: _Section, offset: int) -> str:
         strings, start = section.strings, offset - section.first_string
