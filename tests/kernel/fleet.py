@@ -1,6 +1,6 @@
 """The machines of one run of the matrix: as many at once as the memory takes, each for some runs of pytest.
 
-Takes what is to be run on which kernel; starts, waits and stops in the caller's thread, for machines end with it.
+Takes what is to be run on which kernel, the oldest first; starts, waits and stops in the caller's thread, for machines end with it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ class Fleet:
         # An emulated processor is one thread: three machines of one on a host of two cores keep both busy to the end.
         self.at_once = max(1, min(len(wanted), _memory() // (MEMORY + SPARE)))
         cpus = max(1, (os.cpu_count() or 1) // self.at_once)
-        self.machines = {kernel: Machine(kernel, runs, LIMIT, cpus) for kernel, runs in wanted.items()}
+        # The newest kernel has most to do: spare programs. If the others let it go first, none is alone at the end.
+        newest = next(reversed(list(wanted)), None)
+        self.machines = {
+            kernel: Machine(kernel, runs, LIMIT, cpus, yields=kernel != newest) for kernel, runs in wanted.items()
+        }
         self._waiting = list(self.machines.values())
         build_all(HELPERS)
         # A clone has nothing compiled yet, and each machine would do it anew.
