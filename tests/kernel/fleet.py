@@ -1,6 +1,7 @@
 """The machines of one run of the matrix: as many at once as the memory takes, each for some runs of pytest.
 
-Takes what is to be run on which kernel, the oldest first; starts, waits and stops in the caller's thread, for machines end with it.
+Takes what is to be run on which kernel, the oldest first; starts, waits and stops in the caller's thread, for machines
+end with it.
 """
 
 from __future__ import annotations
