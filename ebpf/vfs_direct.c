@@ -21,7 +21,7 @@ struct vfs_direct {
 BPF_TABLE("lru_hash", u64, struct vfs_beginner, vfs_beginners, 4096);
 BPF_HASH(vfs_directs, u64, struct vfs_direct, 4096);
 
-/* Called for each extent, before it is on its way to the disk. */
+/* Called for each extent, before it is on its way to the disk. A compiler may have left no such function: see above. */
 OPTIONAL(iomap_dio_bio_iter)
 ENTRY(vfs_direct, any, iomap_dio_bio_iter, struct iomap_dio *)
 {

@@ -67,7 +67,7 @@ def _die_with_parent() -> None:
 
 
 def _yield_to_others() -> None:
-    """Take three quarters of what others of the same kind get."""
+    """Take four fifths of what others of the same kind get."""
     os.nice(1)
     with contextlib.suppress(OSError):  # where each session has a share of its own, that is what counts
         Path("/proc/self/autogroup").write_text("1")

@@ -60,14 +60,31 @@ def test_whichever_programs_run_every_write_is_told_once(tmp_path: Path, kept: K
 def test_a_direct_write_is_told_once_too(tmp_path: Path, kept: Kept, there: tuple[int, ...]) -> None:
     """Its end leaves no notes, because interrupts come there: each program looks whether it was told."""
     kept(there)
-    with traced("xfs", tmp_path / "fs") as place, mmap.mmap(-1, DIRECT) as aligned:
-        file = place.path()
-        file.touch()
-        fd = os.open(file, os.O_RDWR | os.O_DIRECT)
-        try:
-            place.drain()
-            for number in range(COUNT):
-                os.pwritev(fd, [aligned], number * DIRECT)
-            assert told(place, fd) == [number * DIRECT for number in range(COUNT)]
-        finally:
-            os.close(fd)
+    with (
+        traced("xfs", tmp_path / "fs") as place,
+        mmap.mmap(-1, DIRECT) as aligned,
+        place.file(flags=os.O_RDWR | os.O_DIRECT) as fd,
+    ):
+        for number in range(COUNT):
+            os.pwritev(fd, [aligned], number * DIRECT)
+        assert told(place, fd) == [number * DIRECT for number in range(COUNT)]
+
+
+def test_where_interrupts_come_by_every_kernel_has_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt that meets the first under way is told by the second."""
+    real = Program._attach_tracepoint
+
+    def skipped(self: Program, hook: Hook, spare: int) -> None:
+        if spare or hook.tracepoint != "iomap_dio_complete":
+            real(self, hook, spare)
+
+    monkeypatch.setattr(bpf_sensor, "preemptible", lambda: False)
+    monkeypatch.setattr(source, "tracepoints_preemptible", lambda types: False)
+    monkeypatch.setattr(Program, "_attach_tracepoint", skipped)
+    with (
+        traced("xfs", tmp_path / "fs") as place,
+        mmap.mmap(-1, DIRECT) as aligned,
+        place.file(flags=os.O_RDWR | os.O_DIRECT) as fd,
+    ):
+        os.pwritev(fd, [aligned], DIRECT)
+        assert told(place, fd) == [DIRECT]
