@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
- * The maps that all families share, each with one writer. The loader makes `events`, `lost` and `counts`
- * as large as they have to be.
+ * The maps that all families share, each with one writer. The loader makes `events`, `lost` and `counts` as large as
+ * they have to be.
  */
 #ifndef RSYNCFS_MAPS_H
 #define RSYNCFS_MAPS_H

@@ -30,8 +30,12 @@ struct rsyncfs_places {
 };
 BPF_ARRAY(notes, struct rsyncfs_places, RSYNCFS_THREADS / RSYNCFS_PLACES);
 
+/* A row for each processor, read like `counts` of maps.h. */
 #define RSYNCFS_HOOKS 128
-BPF_PERCPU_ARRAY(spared, u64, RSYNCFS_HOOKS);
+struct rsyncfs_spared {
+	u64 count[RSYNCFS_HOOKS];
+};
+BPF_F_TABLE("array", u32, struct rsyncfs_spared, spared, 1, RSYNCFS_MMAPABLE);
 
 enum rsyncfs_teller {
 	RSYNCFS_NOBODY = 0,
@@ -50,6 +54,15 @@ static __always_inline volatile u16 *rsyncfs_note(void)
 	return there ? &there->note[place % RSYNCFS_PLACES] : 0;
 }
 
+static __always_inline void rsyncfs_count_spared(u32 hook)
+{
+	u32 processor = bpf_get_smp_processor_id();
+	struct rsyncfs_spared *row = spared.lookup(&processor);
+
+	if (row && hook < RSYNCFS_HOOKS)
+		__sync_fetch_and_add(&row->count[hook], 1);
+}
+
 static __always_inline void rsyncfs_tell_spare(u32 hook)
 {
 	volatile u16 *note = rsyncfs_note();
@@ -63,7 +76,6 @@ static __always_inline bool rsyncfs_was_told(u32 hook, u32 teller)
 {
 	volatile u16 *note = rsyncfs_note();
 	u16 none = hook << 3 | RSYNCFS_NOBODY, found;
-	u64 *count;
 
 	if (!note)
 		return false;
@@ -71,9 +83,7 @@ static __always_inline bool rsyncfs_was_told(u32 hook, u32 teller)
 	*note = teller == RSYNCFS_PROBE ? none : none | teller;
 	if (found > none && found < (none | teller))
 		return true;
-	count = spared.lookup(&hook);
-	if (count)
-		__sync_fetch_and_add(count, 1);
+	rsyncfs_count_spared(hook);
 	return false;
 }
 

@@ -6,7 +6,6 @@ this kernel lacks is reported in `coverage()` and does not fail the rest.
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
 import sys
@@ -24,28 +23,22 @@ from replicator.capture.counts import LOST_MAP_FULL, RETURN_MISSED, RING_FULL, U
 from replicator.capture.event import Events
 from replicator.capture.fence import Fence
 from replicator.capture.headers import CACHE
-from replicator.capture.layout import FunctionHook, Hook
-from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Loaded, Program
+from replicator.capture.layout import Hook
+from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Program
 from replicator.capture.maps import possible_processors
 from replicator.capture.preemption import preemptible
 from replicator.capture.probes import Probes
 from replicator.capture.ring import Ring
 from replicator.capture.sensor import Coverage, Filesystem, Watched
-from replicator.capture.source import MOST_SPARES, AnyHook, assemble
+from replicator.capture.skips import Skips
+from replicator.capture.source import MOST_HOOKS, MOST_SPARES, AnyHook, assemble, target
 from replicator.capture.symbols import DIRECT_END, code_of
 from replicator.errors import EnvironmentFault
 from replicator.model import FileId
 
-_log = logging.getLogger(__name__)
-
 # enum rsyncfs_type of ebpf/maps.h
 TYPES: Final = {"ext4": 1, "xfs": 2, "btrfs": 3, "tmpfs": 4}
 _INODE_KEY: Final = struct.Struct("=QQII")  # struct rsyncfs_inode_key
-
-# Of this one only what comes in interrupts is skipped, and that matters to nobody (ebpf/freed.c).
-_SKIPPABLE: Final = "kfree"
-# The first of several programs leaves notes, and spares count where there was none (ebpf/notes.h).
-_NOTED: Final = (TRACEPOINT, TRAMPOLINES[False])
 
 RING_BYTES: Final = 16 * 1024 * 1024
 LOST_INODES: Final = 16384
@@ -84,8 +77,8 @@ class BpfSensor(ABC):
         self._besides: list[Coverage] = []
         self._fence: Fence | None = None
         self._counts: Counts | None = None
-        self._groups: list[list[Loaded]] = []
-        self._known: set[Loaded] = set()
+        self._spared: Counts | None = None
+        self._skips: Skips | None = None
 
     def attach(self, source: Watched) -> None:
         """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
@@ -133,18 +126,25 @@ class BpfSensor(ABC):
                 assembly,
                 compiled(assembly.text, self._cache),
                 types,
-                {"events": self._ring_bytes, "lost": self._lost_inodes, "counts": processors},
+                {
+                    "events": self._ring_bytes,
+                    "lost": self._lost_inodes,
+                    "counts": processors,
+                    "spared": processors,
+                },
                 trampolines=trampolines,
                 spares=MOST_SPARES if preemptible() else 1,
                 probes=probes,
                 attach=attach,
             )
-            self._groups = _grouped(self._program.loaded)
             if self._program.has_map("direct_end"):
                 self._program.map("direct_end").set(struct.pack("=I", 0), struct.pack("=QQ", *code_of(DIRECT_END)))
             if self._program.has_map("calls"):
                 self._calls = Calls(self._program.map("calls"))
             self._counts = Counts(self._program.map("counts").descriptor, processors)
+            if self._program.has_map("spared"):
+                self._spared = Counts(self._program.map("spared").descriptor, processors, MOST_HOOKS)
+            self._skips = Skips(self._program, self._times_skipped, self._times_spared)
             self._fence = Fence(self._program.map("epoch").descriptor)
             self._ring = Ring(self._program.map("events").descriptor, self._ring_bytes)
         except BaseException:
@@ -191,6 +191,7 @@ class BpfSensor(ABC):
         recursion: programs that the kernel skipped because they were running already, and no spare saw it;
         probe_missed: calls that kernel probes missed, or whose return they missed.
         """
+        assert self._skips is not None, "not attached"
         # the later cause first: whoever sees a ring_full sees its lost_map_full
         ring_full, lost_map_full = self._counted(RING_FULL), self._counted(LOST_MAP_FULL)
         missed = self._counted(RETURN_MISSED)
@@ -201,7 +202,7 @@ class BpfSensor(ABC):
         return {
             "ring_full": ring_full,
             "lost_map_full": lost_map_full,
-            "recursion": self._skipped(),
+            "recursion": self._skips.total(),
             "probe_missed": missed,
         }
 
@@ -209,45 +210,12 @@ class BpfSensor(ABC):
         assert self._counts is not None, "not attached"
         return self._counts.total(what)
 
-    def _skipped(self) -> int:
-        """Of two programs that see the same, no more can have been skipped for one call than either was skipped.
-
-        A function where that happened gets probes as well, so that it does not happen again.
-        """
-        total = 0
-        for items in list(self._groups):
-            skipped = self._by_all(items)
-            if skipped and items[0] not in self._known:
-                self._known.add(items[0])
-                self._answer(items[0])
-            total += skipped
-        return total
-
-    def _answer(self, skipped: Loaded) -> None:
-        """What can be done about programs that are skipped, and is worth a line in the log."""
-        hook, program, then = skipped.hook, self._attached(), ""
-        if isinstance(hook, FunctionHook) and skipped.mechanism == TRAMPOLINES[False] and program.back(hook):
-            self._groups = _grouped(program.loaded)
-            then = ": from now on probes see it as well"
-        _log.warning("the kernel skips programs at %s%s", target(hook), then)
-
-    def _by_all(self, items: Sequence[Loaded]) -> int:
-        """Calls for which all of these may have been skipped: asks no further than to the first that never was."""
-        fewest = sys.maxsize
-        for item in items:
-            skipped = self._times_skipped(item)
-            if skipped and item.mechanism in _NOTED and not item.spare:
-                # the kernel counts before the spare does: read the other way round, so as not to subtract too much
-                spared = self._attached().spared(item.hook)
-                skipped = self._times_skipped(item) - spared
-            fewest = min(fewest, skipped)
-            if not fewest:
-                break
-        return fewest
-
-    def _times_skipped(self, item: Loaded) -> int:
+    def _times_skipped(self, program: int) -> int:
         assert self._counters is not None
-        return self._counters.read(item.descriptor).skipped
+        return self._counters.read(program).skipped
+
+    def _times_spared(self, hook: AnyHook) -> int:
+        return 0 if self._spared is None else self._spared.total(self._attached().place(hook))
 
     def lost_inodes(self) -> list[FileId]:
         """Take the inodes whose records were lost. One that is lost again meanwhile is in this answer or the next."""
@@ -289,9 +257,10 @@ class BpfSensor(ABC):
         if self._fence is not None:
             self._fence.close()
             self._fence = None
-        if self._counts is not None:
-            self._counts.close()
-            self._counts = None
+        for counts in (self._counts, self._spared):
+            if counts is not None:
+                counts.close()
+        self._counts = self._spared = self._skips = None
         if self._program is not None:
             self._program.close()
             self._program = None
@@ -306,20 +275,6 @@ class BpfSensor(ABC):
     def _mapped(self) -> Ring:
         assert self._ring is not None, "not attached"
         return self._ring
-
-
-def _grouped(loaded: Sequence[Loaded]) -> list[list[Loaded]]:
-    """Programs that see the same calls in the same way, the spares last."""
-    groups: dict[tuple[str, AnyHook], list[Loaded]] = {}
-    for item in loaded:
-        if target(item.hook) != _SKIPPABLE:
-            groups.setdefault((item.mechanism, item.hook), []).append(item)
-    return [sorted(items, key=lambda at: at.spare) for items in groups.values()]
-
-
-def target(hook: AnyHook) -> str:
-    """What a hook is attached to."""
-    return hook.tracepoint if isinstance(hook, Hook) else hook.function
 
 
 def described(hook: AnyHook) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -111,12 +110,9 @@ class Program:
             return False
         return True
 
-    def spared(self, hook: AnyHook) -> int:
-        """Calls for which the first program of a trampoline or tracepoint was skipped, and another one told."""
-        if not self.has_map("spared"):
-            return 0
-        place = self._hooks.index(hook).to_bytes(4, sys.byteorder)
-        return sum(int.from_bytes(count, sys.byteorder) for count in self._maps["spared"].each(place))
+    def place(self, hook: AnyHook) -> int:
+        """The hook's number in ebpf/notes.h."""
+        return self._hooks.index(hook)
 
     def close(self) -> None:
         """Detach all hooks and free programs and maps. May be called twice."""

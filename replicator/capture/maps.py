@@ -13,11 +13,9 @@ from pathlib import Path
 from replicator.capture import bpf
 from replicator.capture.object import MapSpec
 
-_BY_PROCESSOR = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, _PERCPU_ARRAY, _LRU_PERCPU_HASH
-
 
 def possible_processors() -> int:
-    """How many values a map by processor has, also of processors that are not there."""
+    """How many processors the kernel keeps room for, also for such as are not there."""
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().replace("-", ",").split(",")[-1]
     return int(last) + 1
 
@@ -31,18 +29,10 @@ class Map:
         self.descriptor = bpf.create_map(
             spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, f"rsyncfs_{spec.name}"
         )
-        padded = (spec.value_size + 7) & ~7
-        self._size = padded * possible_processors() if spec.type in _BY_PROCESSOR else spec.value_size
-        self._stride = padded
 
     def get(self, key: bytes) -> bytes | None:
-        """A key's value; None if it has none."""
-        return bpf.lookup(self.descriptor, key, self._size)
-
-    def each(self, key: bytes) -> list[bytes]:
-        """The values of all processors, of a map by processor."""
-        found = self.get(key) or b""
-        return [found[at : at + self.spec.value_size] for at in range(0, len(found), self._stride)]
+        """A key's value, of a map that is not by processor; None if it has none."""
+        return bpf.lookup(self.descriptor, key, self.spec.value_size)
 
     def set(self, key: bytes, value: bytes) -> None:
         """Set a key's value."""

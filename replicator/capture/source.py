@@ -25,7 +25,8 @@ HEADERS: Final = ("compat.h", "context.h", "event.h", "maps.h", "filter.h", "rep
 MOST_SPARES: Final = 2
 """Programs at one place besides the first: each tells what the ones before it were skipped for."""
 _TELLERS: Final = ("RSYNCFS_FIRST", "RSYNCFS_SPARE", "RSYNCFS_SPARE_2")  # enum rsyncfs_teller of ebpf/notes.h
-_MOST_HOOKS: Final = 128  # RSYNCFS_HOOKS
+MOST_HOOKS: Final = 128
+"""As many numbers for hooks there are in ebpf/notes.h (RSYNCFS_HOOKS)."""
 _NOTES: Final = "notes.h"
 _FUNCTIONS: Final = "vfs.h"
 
@@ -34,6 +35,11 @@ _REGISTERS: Final = {"x86_64": (("di", "si", "dx", "cx", "r8", "r9"), "ax")}
 _REGISTER_ARRAY: Final = {"aarch64": "regs"}
 
 AnyHook = layout.Hook | layout.FunctionHook
+
+
+def target(hook: AnyHook) -> str:
+    """What a hook is attached to."""
+    return hook.tracepoint if isinstance(hook, layout.Hook) else hook.function
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ def assemble(families: Sequence[str], fstype: str, types: Btf, defines: Sequence
         if usable:
             chosen[f"{family}.c"] = text
             wanted += usable
-    assert len(wanted) <= _MOST_HOOKS
+    assert len(wanted) <= MOST_HOOKS
     functions = [hook for hook in wanted if isinstance(hook, layout.FunctionHook)]
     if functions or tracepoints_preemptible(types):
         headers[_NOTES] = (directory / _NOTES).read_text()

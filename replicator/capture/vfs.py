@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from replicator.capture import bpf, tracepoint
-from replicator.capture.bpf_sensor import TYPES, BpfSensor, target
+from replicator.capture.bpf_sensor import TYPES, BpfSensor
 from replicator.capture.btf import Btf
 from replicator.capture.compile import kernel_types
 from replicator.capture.layout import FunctionHook
@@ -143,7 +143,7 @@ class VfsSensor(BpfSensor):
     def _lacking(self, families: tuple[str, ...]) -> list[str]:
         """Functions of these families that could not be hooked."""
         return [
-            target(item.hook)
+            item.hook.function
             for item in self._attached().excluded
             if isinstance(item.hook, FunctionHook) and item.hook.family in families
         ]

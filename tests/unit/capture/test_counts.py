@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from replicator.capture import counts
+from replicator.capture import counts, source
 from replicator.resources import ebpf_directory
 
 
@@ -15,3 +15,8 @@ def test_each_counter_is_read_where_it_is_written() -> None:
     assert places.pop("COUNTS") == counts._COLUMNS
     assert places == {name: getattr(counts, name) for name in places}
     assert len(places) == 4
+
+
+def test_each_hook_has_a_place_for_what_its_spares_told() -> None:
+    (places,) = re.findall(r"#define RSYNCFS_HOOKS (\d+)", (ebpf_directory() / "notes.h").read_text())
+    assert int(places) == source.MOST_HOOKS
