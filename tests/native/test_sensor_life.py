@@ -348,8 +348,8 @@ def test_the_offer_of_this_kernel() -> None:
 
 
 def test_records_of_a_killed_writer_are_all_there(tmp_path: Path) -> None:
-    with traced("ext4", tmp_path / "fs") as place, place.file() as fd:
-        # No more than the ring holds, however late it is killed; then it waits for that.
+    with traced("ext4", tmp_path / "fs", ring_bytes=1 << 23) as place, place.file() as fd:
+        # No more than the ring holds, however late it is killed: then it waits for that.
         load = "import os, signal\nfor n in range(30_000): os.pwrite(0, b'y', n)\nsignal.pause()"
         child = subprocess.Popen([sys.executable, "-c", load], stdin=fd)
         try:
