@@ -7,8 +7,10 @@ total. Where a function has lost calls, it gets probes as well, so that it does 
 from __future__ import annotations
 
 import logging
-import sys
+import math
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from replicator.capture.layout import FunctionHook
@@ -22,48 +24,78 @@ _SKIPPABLE: Final = "kfree"
 # The first of several programs leaves notes, and spares count where there was none (ebpf/notes.h).
 _NOTED: Final = (TRACEPOINT, TRAMPOLINES[False])
 _ATTEMPTS: Final = 8
+UNDER_WAY: Final = 10.0
+"""Seconds after which a call that the kernel had begun to skip programs for is over."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Programs that see the same calls in the same way, the spares last; and what was found at the last look."""
+
+    items: list[Loaded]
+    by_spares: int = 0
+    """Calls that each of the spares was skipped for, at most."""
+    missed: int = 0
+    """Calls that the first was skipped for and no spare told, at most."""
+    lost: int = 0
+    looked: float = -math.inf
+    doubtful: float = -math.inf
+    """Until when `missed` may count calls that a spare was still to tell."""
+    backed: bool = False
+    """Probes see them too, whose own misses are counted elsewhere."""
 
 
 class Skips:
     """The skipped programs of one sensor."""
 
-    def __init__(self, program: Program, times: Callable[[int], int], spared: Callable[[AnyHook], int]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        times: Callable[[int], int],
+        spared: Callable[[AnyHook], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`times`: how often the kernel skipped a program, by descriptor; `spared`: how often a hook's spares told."""
-        self._program, self._times, self._spared = program, times, spared
-        self._groups = _grouped(program.loaded)
-        self._known: set[AnyHook] = set()
+        self._program, self._times, self._spared, self._clock = program, times, spared, clock
+        self._groups: dict[tuple[str, AnyHook], _Group] = {}
+        self._regroup()
 
     def total(self) -> int:
-        """Calls so far that may have been told by nobody: never less than were, and more only in a storm of skips."""
-        total = 0
-        for items in list(self._groups):
-            missed = self._by_all(items)
-            if missed and items[0].hook not in self._known:
-                self._known.add(items[0].hook)
-                self._answer(items[0])
-            total += missed
-        return total
+        """Calls so far that may have been told by nobody. It never falls, and grows whenever one was since the last."""
+        for group in list(self._groups.values()):
+            before = group.lost
+            self._look(group)
+            if group.lost and not before:
+                self._answer(group)
+        return sum(group.lost for group in self._groups.values())
 
-    def _by_all(self, items: Sequence[Loaded]) -> int:
-        """Of programs that see the same, no more can have been skipped for one call than any of them was skipped.
+    def _look(self, group: _Group) -> None:
+        """A lost call is one that all were skipped for: both of the counts have grown by it.
 
-        Asks no further than to the first that never was.
+        `missed` alone would not do: it falls when a spare tells what it counted before, and a loss meanwhile would not
+        show. The spares are asked first, so that what they count is in `missed`.
         """
-        fewest = sys.maxsize
-        for item in items:
-            fewest = min(fewest, self._missed(item))
-            if not fewest:
-                break
-        return fewest
+        first, *spares = group.items
+        if not self._times(first.descriptor):
+            return
+        by_spares = [self._times(spare.descriptor) for spare in spares]
+        missed = self._missed(first)
+        fewest = min(by_spares, default=missed)
+        more, doubtful = fewest - group.by_spares, group.looked < group.doubtful and not group.backed
+        group.looked = self._clock()
+        if more and missed and (doubtful or missed > group.missed):
+            group.lost += more if doubtful else min(more, missed - group.missed)
+            if missed > group.missed:
+                group.missed, group.doubtful = missed, group.looked + UNDER_WAY
+        group.by_spares, group.missed = fewest, min(missed, group.missed)
 
     def _missed(self, item: Loaded) -> int:
         """What one program was skipped for, less what a spare told instead."""
-        skipped = self._times(item.descriptor)
-        if not skipped or item.spare or item.mechanism not in _NOTED:
-            return skipped
+        if item.spare or item.mechanism not in _NOTED:
+            return self._times(item.descriptor)
         # Calls go on between two looks, and who was skipped in one would seem lost until its spare is asked. The kernel
         # counts first, so that this order can at worst find too many.
-        spared = self._spared(item.hook)
+        skipped, before, spared = 0, 0, self._spared(item.hook)
         for _ in range(_ATTEMPTS):
             skipped = self._times(item.descriptor)
             before, spared = spared, self._spared(item.hook)
@@ -71,19 +103,25 @@ class Skips:
                 break
         return skipped - before
 
-    def _answer(self, skipped: Loaded) -> None:
+    def _answer(self, group: _Group) -> None:
         """What can be done about programs that are skipped, and is worth a line in the log."""
-        hook, then = skipped.hook, ""
-        if isinstance(hook, FunctionHook) and skipped.mechanism == TRAMPOLINES[False] and self._program.back(hook):
-            self._groups = _grouped(self._program.loaded)
+        hook, mechanism, then = group.items[0].hook, group.items[0].mechanism, ""
+        if isinstance(hook, FunctionHook) and mechanism == TRAMPOLINES[False] and self._program.back(hook):
+            group.backed = True
+            self._regroup()
             then = ": from now on probes see it as well"
         _log.warning("the kernel skips programs at %s%s", target(hook), then)
 
+    def _regroup(self) -> None:
+        """Take in programs that were loaded since."""
+        for key, items in _grouped(self._program.loaded).items():
+            self._groups.setdefault(key, _Group(items))
 
-def _grouped(loaded: Sequence[Loaded]) -> list[list[Loaded]]:
-    """Programs that see the same calls in the same way, the spares last."""
+
+def _grouped(loaded: Sequence[Loaded]) -> dict[tuple[str, AnyHook], list[Loaded]]:
+    """By how they see which calls, the spares last."""
     groups: dict[tuple[str, AnyHook], list[Loaded]] = {}
-    for item in loaded:
+    for item in sorted(loaded, key=lambda at: at.spare):
         if target(item.hook) != _SKIPPABLE:
             groups.setdefault((item.mechanism, item.hook), []).append(item)
-    return [sorted(items, key=lambda at: at.spare) for items in groups.values()]
+    return groups
