@@ -37,11 +37,14 @@ class Comparison:
         """Compare all directories, then what is nameless; `done(False)` if the connection was lost over it."""
         self._done = done
         now = time.monotonic_ns()
-        index = self._outbox.index
-        for id in index.subtree(index.root):
-            if index.is_directory(id):
-                self._outbox.compare_names(id, now)
+        for id in self._outbox.index.directories():
+            self._outbox.compare_names(id, now)
         self._barrier(self._ask_nameless)
+
+    def nameless(self, done: Callable[[bool], None]) -> None:
+        """Compare only what is nameless there."""
+        self._done = done
+        self._ask_nameless()
 
     def ask_names(self) -> None:
         """Have the receiver compare the names of directories in which it may have more than the source.

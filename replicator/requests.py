@@ -84,7 +84,7 @@ class Requests:
             "writers_estimated": estimated,
             "oldest_unreplicated_seconds": sender.oldest_age(),
             "epochs_in_flight": len(outbox.inflight),
-            "durable_epoch": sender.durable,
+            "durable_epoch": sender.ledger.durable,
             "lag_applied_ms": applied,
             "lag_durable_ms": durable,
             "wire_bytes": {"sent": sent, "received": received},

@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import secrets
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
 from typing import Any
@@ -24,17 +23,20 @@ from replicator import __version__, syscalls
 from replicator.attribution.cgroups import Cgroups
 from replicator.attribution.processes import command_of
 from replicator.barrier import Barriers
-from replicator.capture.names import Names
+from replicator.capture.names import ListLook, Names, Overflow, SlotLook
 from replicator.capture.probe import limits
 from replicator.capture.select import select_sensor, sensor_name
 from replicator.capture.sensor import Sensor
 from replicator.capture.tracepoint import MODIFY
+from replicator.catchup import Catchup
 from replicator.comparison import Comparison
 from replicator.config import SendOptions
 from replicator.dirty.writers import Writers
 from replicator.errors import EnvironmentFault, RemoteError
 from replicator.host import ancestors, boot_id
 from replicator.intake import Intake
+from replicator.journal.marks import Mark, Whole
+from replicator.ledger import Ledger
 from replicator.link import message as m
 from replicator.link.tls import client_context
 from replicator.model import FileId, Slot
@@ -88,6 +90,8 @@ class Sender:
         self.identity = self.state.identity()
         self.source = SourceRoot.open(options.source)
         defer(self.source.close)
+        self.ledger = Ledger(self.state.path, {"root": self.source.id.text(), "exclude": options.exclude})
+        defer(self.ledger.close)
         self.metrics = SenderMetrics()
         self.sensor: Sensor = select_sensor(options.sensor, self.source.fstype)
         self.sensor.attach(self.source)
@@ -109,9 +113,18 @@ class Sender:
         syscalls.syncfs(self.source.read_fd)
         cgroups = Cgroups()
         defer(cgroups.close)
-        self.outbox = Outbox(self.source.id, exclude, writers=Writers(command_of, cgroups.path))
+        self.outbox = Outbox(
+            self.source.id,
+            exclude,
+            writers=Writers(command_of, cgroups.path),
+            index=self.ledger.index(self.source.id),
+            last_epoch=self.ledger.last_epoch,
+        )
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
-        self.intake = Intake(self.sensor, names, self.outbox, self.metrics)
+        self.catchup = Catchup(self.source, self.ledger.store, self.outbox, "auto")
+        defer(self.catchup.close)
+        self.journal = self.ledger.journal(self.outbox, self._owed)
+        self.intake = Intake(self.sensor, names, self.outbox, self.metrics, self.journal, self.catchup.survey)
         self.intake.fence()
         self.comparison = Comparison(self.outbox, self.ask, self._barrier)
         self.barriers = Barriers(self.outbox.generations)
@@ -121,8 +134,6 @@ class Sender:
         defer(self.reading.close)
         self.worker = Worker()
         defer(self.worker.close)
-        self.instance = secrets.randbits(64)
-        self.durable = 0
         self.selector = selectors.PollSelector()
         defer(self.selector.close)
         self.uplink = Uplink(options.address, tls, self.selector, self._hello, lambda: self.outbox.last_epoch)
@@ -130,7 +141,7 @@ class Sender:
         self.requests = Requests(self)
         self.control = ControlServer(self.state.path, self.selector, self.requests.handle)
         defer(self.control.close)
-        for watched in (self.sensor, names, self.reading, self.worker):
+        for watched in (self.sensor, names, self.reading, self.worker, self.ledger, self.catchup):
             if watched is not None:
                 self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
         self.progress = Progress()
@@ -147,6 +158,30 @@ class Sender:
         self._housekept = 0.0
         self._oldest = 0
         self.metrics.oldest_unreplicated.set_function(self.oldest_age)
+        if self.ledger.known:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take up what a predecessor left."""
+        now = time.monotonic_ns()
+        self.phase = "scanning"
+        for id in self.index.nameless():
+            self.resolver.doubt(id, now)
+        items = self.journal.restored()
+        if items is None:
+            self.journal.forget()
+        else:
+            self.intake.restore(items)
+            self.journal.restored_all()
+        self.metrics.resyncs.add("gap")
+        self.catchup.survey()
+        self.journal.begin(now, anew=items is None)
+
+    def _owed(self) -> Iterator[Mark]:
+        """All that is not durable, for the journal."""
+        yield from self.outbox.owed()
+        if self.catchup.busy:
+            yield Overflow()
 
     # ------------------------------------------------------------------ the loop
 
@@ -166,6 +201,8 @@ class Sender:
             self.intake.take_records()
             self.reading.take(now)
             self.worker.collect()
+            self.ledger.collect()
+            self.catchup.turn(now)
             self._hear(now)
             self._resolve(now)
             self._read(now)
@@ -173,6 +210,7 @@ class Sender:
             if self.phase in ("sending", "ready") and self.uplink.connection is not None:
                 self.comparison.ask_names()
             self._advance(now)
+            self.ledger.turn(self.outbox, now)
             self._housekeep(now)
             self.uplink.retune()
             self.control.retune()
@@ -211,6 +249,7 @@ class Sender:
             return
         self._resolved = now
         changes = self.resolver.resolve(self.view, now, LOOKS)
+        self.journal.marks((ListLook(id) for id in changes.lists), now)
         self.outbox.changed(changes, time.monotonic_ns())
         self.intake.take_records()  # a look may have seen more than was drained: a name must not show what it will say
         for where, error in changes.failed[:1]:
@@ -227,8 +266,8 @@ class Sender:
         return m.Hello(
             source=self.identity.source,
             root=self.source.id,
-            instance=self.instance,
-            durable=self.durable,
+            instance=self.ledger.instance,
+            durable=self.ledger.durable,
             replica=self.identity.replica,
             fstype=self.source.fstype,
             hostname=socket.gethostname(),
@@ -248,12 +287,15 @@ class Sender:
                 self._welcomed(now)
         for message in heard:
             if isinstance(message, m.Applied):
-                self.metrics.needs.add(len(message.answer.needs))
+                answer = message.answer
+                self.metrics.needs.add(len(answer.needs))
+                self.journal.marks((Whole(id) for id in answer.needs), now)
+                self.journal.marks((SlotLook(slot, None) for slot in answer.looks), now)
                 self._refusals(message)
-                self._observe(self.metrics.lag_applied, self.outbox.applied(message.answer, now))
+                self._observe(self.metrics.lag_applied, self.outbox.applied(answer, now))
                 self.metrics.epochs.add()
             elif isinstance(message, m.Durable):
-                self.durable = message.epoch
+                self.ledger.durable = message.epoch
                 self.metrics.durable_epoch.set(message.epoch)
                 self._observe(self.metrics.lag_durable, self.outbox.durable(message.epoch, now))
             elif isinstance(message, m.Checked):
@@ -304,11 +346,12 @@ class Sender:
             self.metrics.resyncs.add("start")
             self.outbox.start(now)
             self.phase = "scanning"
-        elif other or connection.session.reverted:
+        elif other or connection.session.reverted or self.ledger.mistrusted:
             log.warning("the replica is not in the state that it was left in: comparing everything")
             self.metrics.resyncs.add("compare")
+            self.ledger.mistrust()
             self.outbox.checking = True
-            self.outbox.compare_all(now)
+            self.catchup.sweep()
             self.phase = "scanning"
 
     def ask(self, body: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
@@ -328,6 +371,7 @@ class Sender:
             if epoch is None:
                 return
             facts, payload = epoch
+            self.ledger.reserve(facts.epoch)
             self.metrics.data_bytes.add(sum(len(data) for _, _, data in payload))
             self.uplink.say_epoch(facts, payload)
             self._read(now)
@@ -337,7 +381,7 @@ class Sender:
     def _advance(self, now: int) -> None:
         """Go from one phase of the first sync to the next, and let waiters through."""
         generations = self.outbox.generations
-        if self.phase == "scanning" and not self.resolver.workable:
+        if self.phase == "scanning" and not self.resolver.workable and not self.catchup.busy:
             self.resolver.complete = True
             self.phase = "sending"
             self._barrier(self._scanned)
@@ -354,11 +398,14 @@ class Sender:
         """Everything that the source has is on the replica: now what only the replica has."""
         if self.outbox.checking:
             self.comparison.start(self._compared)
+        elif self.ledger.known:
+            self.comparison.nameless(self._compared)
         else:
             self._in_sync()
 
     def _compared(self, complete: bool) -> None:
         if complete:
+            self.ledger.trust()
             self._in_sync()
         else:
             self.phase = "scanning"
@@ -369,6 +416,9 @@ class Sender:
     def _in_sync(self) -> None:
         self.phase = "ready"
         self.progress.close()
+        if not self.ledger.known:
+            self.ledger.scanned()
+            self.journal.begin(time.monotonic_ns(), anew=True)
         if not self._told_ready:
             self._told_ready = True
             self._ready()
@@ -383,6 +433,7 @@ class Sender:
                 "replica; mount it again and start the sender"
             )
         self.intake.check_losses()
+        self.journal.tick(now)
         self.outbox.settle(now)
         metrics = self.metrics
         metrics.events_suppressed.follow(self.sensor.untold())

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
+from replicator.capture.names import ListLook, SlotLook
 from replicator.dirty.generations import Generations
 from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
 from replicator.dirty.writers import Writers
+from replicator.journal.marks import Dead, Mark, Partial, Whole
 from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Slot, SlotFact
 from replicator.source.flight import Epoch, Flush, Part
 from replicator.source.naming import Naming
@@ -28,6 +30,8 @@ from replicator.source.pace import Pace
 from replicator.tree.exclude import Exclude
 from replicator.tree.index import TreeIndex
 from replicator.tree.resolver import Changes, Due, Resolver
+from replicator.tree.stamps import Stamp
+from replicator.tree.store import Told
 
 EPOCH_BYTES = 8 << 20
 EPOCH_INODES = 2000
@@ -47,14 +51,19 @@ class Outbox:
         exclude: Exclude,
         clock: Callable[[], int] = time.time_ns,
         writers: Writers | None = None,
+        index: TreeIndex | None = None,
+        last_epoch: int = 0,
     ) -> None:
-        """`clock`: ns since the epoch, as the kernel's for ctime. `writers` know names; without them none is known."""
+        """`clock`: ns since the epoch, as the kernel's for ctime. `writers` know names; without them none is known.
+
+        `index` is what a predecessor knew, `last_epoch` the last one that it may have sent.
+        """
         self._clock = clock
         self.generations = Generations()
         self.table = DirtyTable(self.generations)
         self.outsiders = MappedOutsiders()
         self.writers = writers or Writers()
-        self.index = TreeIndex(root)
+        self.index = index or TreeIndex(root)
         self.resolver = Resolver(self.index, exclude, self.generations)
         self.inflight: deque[Epoch] = deque()
         self.checking = False
@@ -63,7 +72,11 @@ class Outbox:
         """Whether `next_reads` passed over something that will be ready in a moment."""
         self.unlisted: dict[FileId, Due] = {}
         """Directories whose names must be compared with the replica's."""
-        self._number = 0
+        self.doubting = False
+        """Whether a survey is to find changes that nobody told of."""
+        self.told: list[Told] = []
+        """What the replica durably has and the index has not been told yet, in order."""
+        self._number = last_epoch
         self._unshipped: dict[FileId, None] = {}
         self._reading: dict[FileId, Flush] = {}
         self._more: deque[Flush] = deque()
@@ -279,6 +292,9 @@ class Outbox:
         self._reading.pop(id, None)
         self._unshipped.pop(id, None)
         epoch.flushes.append(part.flush)
+        fact = part.fact
+        sure = fact.settled and not part.flush.owed.mapped
+        epoch.told.stamps[id] = Stamp(fact.size, fact.attributes.mtime_ns, fact.attributes.ctime_ns) if sure else None
         if part.flush.owed.whole:
             epoch.whole.add(id)
         self._sizes[id] = part.fact.size
@@ -294,7 +310,9 @@ class Outbox:
         for slot, due in self._naming.take(self._blocker, EPOCH_SLOTS).items():
             if self.index.is_member(slot.parent):
                 epoch.slots[slot] = due
-                facts.append(SlotFact(slot, self.index.get(slot)))
+                id = self.index.get(slot)
+                epoch.told.slots[slot] = None if id is None else (id, self.index.kind(id))
+                facts.append(SlotFact(slot, id))
             else:
                 self.generations.release(due.generation)
         return facts
@@ -325,7 +343,8 @@ class Outbox:
                 self.generations.release(due.generation)
             else:
                 epoch.dead[id] = due
-        return list(epoch.dead)
+        epoch.told.dead = list(epoch.dead)
+        return epoch.told.dead
 
     # ------------------------------------------------------------------ what the receiver says
 
@@ -336,6 +355,11 @@ class Outbox:
             return []
         epoch.applied = True
         refused = {refusal.id for refusal in answer.refusals}
+        for id in (*answer.needs, *refused):  # the replica has not got it, whatever it was told
+            epoch.told.stamps[id] = None
+        for slot in answer.looks:
+            epoch.told.slots.pop(slot, None)
+        epoch.told.dead = [id for id in epoch.told.dead if id not in refused]
         oldest = min(epoch.sinces(), default=now)
         generation = min(epoch.tokens(), default=None)
         for id in dict.fromkeys((*answer.needs, *refused)):
@@ -364,9 +388,70 @@ class Outbox:
         while self.inflight and self.inflight[0].number <= number:
             epoch = self.inflight.popleft()
             ages += [now - since for since in epoch.sinces()]
+            if epoch.told:
+                self.told.append(epoch.told)
             for generation in epoch.tokens():
                 self.generations.release(generation)
         return ages
+
+    def take_told(self) -> list[Told]:
+        """`told`, to be written to the index. A stamp vouches for all that it may hide, else it is none.
+
+        It may hide what is owed besides, what a survey is to find, and of a directory the names that are owed.
+        """
+        told, self.told = self.told, []
+        busy: set[FileId] | None = None
+        for one in told:
+            for id, stamp in one.stamps.items():
+                if stamp is None:
+                    continue
+                if id in self.table or id in self._reading:
+                    one.stamps[id] = None
+                    continue
+                if self.index.is_directory(id) and not self.doubting:
+                    if busy is None:
+                        busy = {slot.parent for slot in (*self._naming.slots(), *self.resolver.slots())}
+                        busy.update(self.resolver.lists())
+                    if id not in busy and not self.index.pending(id):
+                        continue
+                elif not self.doubting:
+                    continue
+                one.stamps[id] = None
+                self.pace.unsettled(id, self._clock())
+        return told
+
+    def owed(self) -> Iterator[Mark]:
+        """Everything that is not durable, for the journal."""
+        for owed in (*self.table.values(), *self.leaving()):
+            if owed.whole:
+                yield Whole(owed.id)
+            else:
+                ranges, folios = tuple(owed.ranges), tuple(owed.folios)
+                yield Partial(owed.id, ranges, folios, owed.lowest, owed.mapped, owed.holes, owed.check)
+        flying = [slot for epoch in self.inflight for slot in epoch.slots]
+        yield from (SlotLook(slot, None) for slot in (*self._naming.slots(), *self.resolver.slots(), *flying))
+        yield from (ListLook(id) for id in (*self.resolver.lists(), *self.unlisted))
+        dead = [id for epoch in self.inflight for id in epoch.dead]
+        yield from (Dead(id) for id in (*self._naming.dead(), *self.resolver.dying(), *dead))
+
+    def restore(self, mark: Whole | Partial | Dead, now: int) -> None:
+        """Owe what a predecessor owed. Who is no member yet becomes one by its name, or the replica asks about it."""
+        if not self.index.is_member(mark.id):
+            return
+        if isinstance(mark, Whole):
+            self._owe_whole(mark.id, now, None)
+        elif isinstance(mark, Dead):
+            if mark.id != self.index.root and not self.index.slots_of(mark.id):
+                self.resolver.doubt(mark.id, now)
+        else:
+            owed = self.table.mark(mark.id, now)
+            owed.mapped |= mark.mapped
+            owed.holes |= mark.holes
+            owed.check |= mark.check
+            owed.ranges.update(RangeSet(mark.ranges))
+            owed.folios.update(RangeSet(mark.folios))
+            if mark.lowest is not None:
+                owed.lower(mark.lowest)
 
     def disconnected(self) -> None:
         """The connection is lost: all that is not durable is owed again."""
@@ -387,21 +472,52 @@ class Outbox:
         self.pace.retry_all()
         self._naming.deferred.clear()
 
-    def compare_all(self, now: int, lost_since: int | None = None) -> None:
-        """The replica is not what it was believed to be: offer everything for comparison.
+    def offer(self, id: FileId, now: int, generation: int | None) -> None:
+        """The replica may not have this member, or another state of it: offer it, with its names, for comparison."""
+        if not self.index.is_member(id):
+            return
+        self.table.mark(id, now, generation).check = True
+        self._sizes.pop(id, None)
+        self._unshipped[id] = None
+        for slot in self.index.slots_of(id):
+            self._naming.queue(slot, Due(self.generations.hold(generation), now))
 
-        `lost_since`: changes from then on may have been missed. What was read since may have carried the times of such
-        a change without its bytes, and would look the same: it is owed as a whole.
+    def suspect(self, id: FileId, now: int, generation: int | None) -> None:
+        """A member may have changed without a word: what differs from the replica is owed, names too."""
+        if not self.index.is_member(id):
+            return
+        self.table.mark(id, now, generation).mark_whole()
+        if self.index.is_directory(id):
+            self.resolver.list(id, now, generation)
+            self.compare_names(id, now, generation)
+
+    def missed(self, id: FileId, now: int, generation: int | None) -> None:
+        """There is no such inode (any more)."""
+        if not self.index.is_member(id) or id == self.index.root:
+            return
+        slots = self.index.slots_of(id)
+        for slot in slots:
+            self.resolver.look(slot, now, generation)
+        if not slots:
+            self.resolver.doubt(id, now)
+
+    def doubtful(self, since: int) -> list[FileId]:
+        """Whose content was read since then, or is about to be.
+
+        If changes were missed from then on, that carries their times without their bytes: its stamp proves nothing.
         """
-        self._sizes.clear()
-        for id in self.index.subtree(self.index.root):
-            owed = self.table.mark(id, now)
-            owed.check = True
-            if lost_since is not None and (id in self._reading or self._told.get(id, lost_since - 1) >= lost_since):
-                owed.mark_whole()
-            self._unshipped[id] = None
-            for slot in self.index.slots_of(id):
-                self._naming.queue(slot, Due(self.generations.hold(), now))
+        told = (id for id, when in self._told.items() if when >= since)
+        return list(dict.fromkeys((*self.table, *self._reading, *told)))
+
+    def distrust(self, ids: Sequence[FileId], now: int) -> None:
+        """Whatever the replica was told of these lately, owe them as if nothing was; their stamps count no more."""
+        for id in ids:
+            self._sizes.pop(id, None)
+            self.suspect(id, now, None)
+        self.told.append(Told(stamps=dict.fromkeys(ids)))
+        for epoch in self.inflight:
+            for id in epoch.told.stamps.keys() & set(ids):
+                epoch.told.stamps[id] = None
 
     def forget_told(self, before: int) -> None:
         """No change from `before` on, or later, was missed: what was read earlier told all."""

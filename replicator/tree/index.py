@@ -25,6 +25,10 @@ CACHED: Final = 1 << 15
 class Names(Protocol):
     """What of a store is needed here."""
 
+    @property
+    def count(self) -> int:
+        """See IndexStore."""
+
     def get(self, slot: Slot) -> FileId | None:
         """See IndexStore."""
 
@@ -40,9 +44,14 @@ class Names(Protocol):
     def nameless(self) -> list[Entry]:
         """See IndexStore."""
 
+    def ids(self, after: bytes, most: int, *, directories: bool) -> tuple[list[FileId], bytes]:
+        """See IndexStore."""
+
 
 class _Nothing:
     """The store of who has none: everything stays in memory."""
+
+    count = 0
 
     def get(self, _: Slot) -> FileId | None:
         return None
@@ -59,6 +68,9 @@ class _Nothing:
     def nameless(self) -> list[Entry]:
         return []
 
+    def ids(self, after: bytes, most: int, *, directories: bool) -> tuple[list[FileId], bytes]:
+        return [], b""
+
 
 class _Node:
     """A member: its kind, its slots, and whether the store has it."""
@@ -74,8 +86,7 @@ class _Node:
 class TreeIndex:
     """Which id each slot of the tree holds, and which slots each id has."""
 
-    def __init__(self, root: FileId, store: Names | None = None, stored: int = 0) -> None:
-        """`stored`: how many inodes the store has, without the root."""
+    def __init__(self, root: FileId, store: Names | None = None) -> None:
         self._root = root
         self._store: Names = store or _Nothing()
         self._lasting = store is not None
@@ -88,8 +99,7 @@ class TreeIndex:
         self._same: dict[FileId, _Node | None] = {}
         self._read: dict[Slot, FileId | None] = {}
         self._nameless: dict[FileId, None] = {}
-        self.stored = stored
-        self._count = 1 + stored
+        self._count = 1 + self._store.count
         for id, kind in self._store.nameless():
             self._changed[id] = _Node(kind, (), stored=True)
             self._nameless[id] = None
@@ -154,6 +164,20 @@ class TreeIndex:
     def nameless(self) -> tuple[FileId, ...]:
         """The members that have lost their last slot (the root is not one of them)."""
         return tuple(self._nameless)
+
+    def changed(self) -> Iterator[FileId]:
+        """Members that may not be as the store has them."""
+        yield from self._changed
+
+    def directories(self) -> list[FileId]:
+        """All members that are directories."""
+        found = {id: None for id, node in self._changed.items() if node.kind is Kind.DIRECTORY}
+        after = b""
+        while True:
+            ids, after = self._store.ids(after, CACHED, directories=True)
+            found.update((id, None) for id in ids if id not in found and self.is_member(id))
+            if not after:
+                return list(found)
 
     def pending(self, directory: FileId) -> bool:
         """Whether a name in the directory may not be as the store has it."""
@@ -266,12 +290,10 @@ class TreeIndex:
             for slot, entry in one.slots.items():
                 self._caught_up(slot, entry, touched)
             for id in one.dead:
-                if self._forgotten.pop(id, False):
-                    self.stored -= 1
+                self._forgotten.pop(id, None)
                 node = self._changed.get(id)
-                if node is not None and node.stored:
+                if node is not None:
                     node.stored = False
-                    self.stored -= 1
                 if not self.is_member(id):
                     self._over.pop(id, None)
                 self._same.pop(id, None)
@@ -288,12 +310,10 @@ class TreeIndex:
             id = entry[0]
             touched[id] = None
             node = self._changed.get(id)
-            if node is not None and not node.stored:
+            if node is not None:
                 node.stored = True
-                self.stored += 1
-            elif self._forgotten.get(id) is False:
+            elif id in self._forgotten:
                 self._forgotten[id] = True
-                self.stored += 1
         over = self._over.get(slot.parent)
         if over is None or slot.name not in over:
             return

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -95,6 +95,8 @@ class IndexStore:
                 self.clear()
             self.set_meta({"version": VERSION})
         self._nameless = {bytes(key) for (key,) in self._reader.execute("SELECT id FROM nameless")}
+        self.count = int(self.meta("count") or 0)
+        """How many inodes it knows, the source's root not counted."""
 
     def _open(self) -> None:
         self._reader = self._connect()
@@ -123,9 +125,9 @@ class IndexStore:
         with self._lock, self._writer:
             self._writer.execute("BEGIN IMMEDIATE")
             for table in ("meta", "names", "nameless", "stamps"):
-                self._writer.execute(f"DELETE FROM {table}")
+                self._writer.execute(f"DELETE FROM {table}")  # noqa: S608 - of the line above
             self._put_meta({"version": VERSION})
-        self._nameless = set()
+        self._nameless, self.count = set(), 0
 
     # ------------------------------------------------------------------ meta
 
@@ -183,10 +185,13 @@ class IndexStore:
         """Inodes that have lost their last name and have not been told dead."""
         return [(id_of(key), _KINDS[kind]) for key, kind in self._reader.execute("SELECT id, kind FROM nameless")]
 
-    def directories(self) -> Iterator[FileId]:
-        """All that have a name."""
-        rows = self._reader.execute("SELECT id FROM names WHERE kind = ?", (_NUMBERS[Kind.DIRECTORY],))
-        return (id_of(key) for (key,) in rows.fetchall())
+    def ids(self, after: bytes, most: int, *, directories: bool) -> tuple[list[FileId], bytes]:
+        """Up to `most` inodes that have a name, from behind `after` on, and what to go on with; b"" begins and ends."""
+        rows = self._reader.execute(
+            "SELECT DISTINCT id FROM names WHERE id > ? AND (kind = ?) = ? ORDER BY id LIMIT ?",
+            (after, _NUMBERS[Kind.DIRECTORY], directories, most),
+        ).fetchall()
+        return [id_of(key) for (key,) in rows], rows[-1][0] if len(rows) == most else b""
 
     # ------------------------------------------------------------------ stamps
 
@@ -213,25 +218,28 @@ class IndexStore:
 
     # ------------------------------------------------------------------ what became durable
 
-    def commit(self, told: Iterable[Told], meta: Mapping[str, str]) -> None:
-        """Take over what became durable, in order, with `meta`, in one transaction."""
+    def commit(self, told: Iterable[Told], meta: Mapping[str, str]) -> list[FileId]:
+        """Take over what became durable, in order, with `meta`, in one transaction; gives whose names were taken."""
         with self._lock:
-            change = _Change(self._writer, self._nameless)
+            change = _Change(self._writer, self._nameless, self.count)
             with self._writer:
                 self._writer.execute("BEGIN IMMEDIATE")
                 for one in told:
                     change.take(one)
                 change.finish()
-                self._put_meta(meta)
-            self._nameless = change.nameless
+                self._put_meta({**meta, "count": str(change.count)})
+            self._nameless, self.count = change.nameless, change.count
+            return [id_of(key) for key in change.displaced]
 
 
 class _Change:
     """One transaction."""
 
-    def __init__(self, db: sqlite3.Connection, nameless: set[bytes]) -> None:
+    def __init__(self, db: sqlite3.Connection, nameless: set[bytes], count: int) -> None:
         self._db = db
         self.nameless = set(nameless)
+        self.count = count
+        self.displaced: dict[bytes, None] = {}
         self._loose: dict[bytes, int] = {}
         """Who has lost a name: key and kind."""
         self._stamps: dict[FileId, Stamp | None] = {}
@@ -253,26 +261,39 @@ class _Change:
         if entry is None:
             if row is not None:
                 execute("DELETE FROM names WHERE parent = ? AND name = ?", (parent, slot.name))
-                self._loose[row[0]] = row[1]
+                self._lose(*row)
             return
         id, kind = entry
         key, number = key_of(id), _NUMBERS[kind]
         if row is not None and row[0] == key:
             return
         if row is not None:
-            self._loose[row[0]] = row[1]
+            self._lose(*row)
+        if not self._known(key):
+            self.count += 1
         if kind is Kind.DIRECTORY:  # it has one name
             execute("DELETE FROM names WHERE id = ?", (key,))
         execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", (parent, slot.name, key, number))
         if key in self.nameless:
             execute("DELETE FROM nameless WHERE id = ?", (key,))
             self.nameless.discard(key)
-        self._loose.pop(key, None)
         self._named[id] = None
         self._buried.pop(id, None)
 
+    def _lose(self, key: bytes, kind: int) -> None:
+        self._loose[key] = kind
+        self.displaced[key] = None
+
+    def _known(self, key: bytes) -> bool:
+        """Whether it has a name, or had one and is not dead."""
+        if key in self.nameless or key in self._loose:
+            return True
+        return self._db.execute("SELECT 1 FROM names WHERE id = ?", (key,)).fetchone() is not None
+
     def _dead(self, id: FileId) -> None:
         execute, key = self._db.execute, key_of(id)
+        if self._known(key):
+            self.count -= 1
         execute("DELETE FROM names WHERE id = ?", (key,))
         self._loose.update(execute("SELECT id, kind FROM names WHERE parent = ?", (key,)).fetchall())
         execute("DELETE FROM names WHERE parent = ?", (key,))

@@ -248,7 +248,8 @@ class Sender:
         for id in list(index.subtree(index.root)):
             if index.is_directory(id):
                 self.outbox.resolver.list(id, self.now)
-        self.outbox.compare_all(self.now)
+        for id in list(index.subtree(index.root)):
+            self.outbox.offer(id, self.now, None)
 
     # ---- the loop's other duties
 

@@ -176,12 +176,12 @@ def test_it_equals_the_naive_model_whatever_the_store_has(
         index.committed([*stored, *flight])
         _assert_equal(index, naive)
         assert not any(index.pending(each) for each in [ROOT, *DIRECTORIES] if index.is_member(each))
-        again = TreeIndex(ROOT, store, index.stored)
+        again = TreeIndex(ROOT, store)
         for each in [*DIRECTORIES, *FILES]:
             assert set(again.slots_of(each)) == {where for where, held in naive.slots.items() if held == each}
         known = {each for each in [*DIRECTORIES, *FILES] if again.is_member(each)}
         assert set(naive.slots.values()) <= known <= naive.members  # who never had a name there is not known there
-        assert index.stored == len(known)
+        assert store.count == len(known)
 
 
 def _entry(index: TreeIndex, slot: Slot) -> Entry | None:
@@ -197,9 +197,7 @@ def _assert_equal(index: TreeIndex, naive: Naive) -> None:
             listed = list(index.subtree(each))
             assert len(listed) == len(set(listed))
             assert set(listed) == naive.below(each)
-        assert index.children(each) == {
-            where.name: held for where, held in naive.slots.items() if where.parent == each
-        }
+        assert index.children(each) == {where.name: held for where, held in naive.slots.items() if where.parent == each}
         for name in NAMES:
             assert index.get(Slot(each, name)) == naive.slots.get(Slot(each, name))
     assert len(index) == len(naive.members)

@@ -205,7 +205,10 @@ def test_a_file_that_the_replica_has_costs_no_memory_and_little_disk(scratch: Pa
             for first in range(0, count, 1000):
                 told = Told()
                 for number in range(first, first + 1000):
-                    slot, id = Slot(fid(2), b"a-name-of-usual-length-%d" % number), fid(1 << 20 | number, 1 << 31 | number)
+                    slot, id = (
+                        Slot(fid(2), b"a-name-of-usual-length-%d" % number),
+                        fid(1 << 20 | number, 1 << 31 | number),
+                    )
                     index.bind(slot, id, Kind.FILE)
                     told.slots[slot] = id, Kind.FILE
                     told.stamps[id] = Stamp(1, 2, 3)
