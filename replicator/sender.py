@@ -38,6 +38,7 @@ from replicator.intake import Intake
 from replicator.journal.marks import Mark, Whole
 from replicator.ledger import Ledger
 from replicator.link import message as m
+from replicator.link.connection import LinkLost
 from replicator.link.tls import client_context
 from replicator.model import FileId, Slot
 from replicator.observe.control import ControlServer
@@ -147,6 +148,7 @@ class Sender:
         self.progress = Progress()
         defer(self.progress.close)
         self.phase = "connecting"
+        self._sweeping = False
         self.turn = 0
         self._turned = 0
         self._session: object = None
@@ -337,6 +339,13 @@ class Sender:
         assert connection is not None
         assert welcome is not None
         self.metrics.sessions.add()
+        if connection.session.ahead:
+            log.warning("the replica has more than this sender remembers: was its state directory set back?")
+            self.ledger.renew()
+            self.ledger.mistrust()
+            self.journal.renew(self.ledger.instance, now)
+            self.uplink.drop(LinkLost("connecting anew, to compare everything"))
+            return
         other = self.identity.replica not in (None, welcome.replica)
         if self.identity.replica != welcome.replica:
             self.identity.replica = welcome.replica
@@ -346,10 +355,11 @@ class Sender:
             self.metrics.resyncs.add("start")
             self.outbox.start(now)
             self.phase = "scanning"
-        elif other or connection.session.reverted or self.ledger.mistrusted:
+        elif other or connection.session.reverted or (self.ledger.mistrusted and not self._sweeping):
             log.warning("the replica is not in the state that it was left in: comparing everything")
             self.metrics.resyncs.add("compare")
             self.ledger.mistrust()
+            self._sweeping = True
             self.outbox.checking = True
             self.catchup.sweep()
             self.phase = "scanning"
@@ -406,6 +416,7 @@ class Sender:
     def _compared(self, complete: bool) -> None:
         if complete:
             self.ledger.trust()
+            self._sweeping = False
             self._in_sync()
         else:
             self.phase = "scanning"

@@ -120,6 +120,12 @@ class Journal:
             if values:
                 self._append(_MARKS, orjson.dumps(values), now)
 
+    def renew(self, instance: int, now: int) -> None:
+        """The sender is another instance from here on."""
+        self._header["instance"] = instance
+        if self.keeping:
+            self.begin(now, anew=True)
+
     def tick(self, now: int) -> None:
         """To be called a few times a second: new segments, snapshots, and trying again."""
         try:
