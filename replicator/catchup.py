@@ -95,9 +95,13 @@ class Catchup:
         """Whether something is still to be found or handed over."""
         return self._token is not None
 
-    def survey(self) -> None:
-        """Find what is not as the index says. Hooks must be in place: what changes from now on, it may miss."""
+    def survey(self, *, content: bool = True) -> None:
+        """Find what is not as the index says. Hooks must be in place: what changes from now on, it may miss.
+
+        Of who is not in the index yet nothing is known: without `content`, what is in their files is.
+        """
         self._hold()
+        self._steps.append(self._recent(list(self._outbox.index.changed()), content=content))
         self._outbox.doubting = True
         if self._surveying:  # it may have passed by what this one is about
             self._again = True
@@ -150,13 +154,18 @@ class Catchup:
             self._again = False
             self.survey()
 
+    def _recent(self, ids: list[FileId], *, content: bool) -> Iterator[None]:
+        for first in range(0, len(ids), STEP):
+            now = time.monotonic_ns()
+            for id in ids[first : first + STEP]:
+                self._outbox.suspect(id, now, self._token, content=content)
+            yield
+
     def _found(self, found: Findings) -> Iterator[None]:
-        for ids, hand in ((found.changed, self._outbox.suspect), (found.missing, self._outbox.missed)):
-            for first in range(0, len(ids), STEP):
-                now = time.monotonic_ns()
-                for id in ids[first : first + STEP]:
-                    hand(id, now, self._token)
-                yield
+        yield from self._recent(found.changed, content=True)
+        for id in found.missing:
+            self._outbox.missed(id, time.monotonic_ns(), self._token)
+        yield
 
     def _everything(self) -> Iterator[None]:
         """Directories first, since a replica's file is recognised by its name in one. Who becomes a member from now on

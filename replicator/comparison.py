@@ -53,9 +53,9 @@ class Comparison:
         """
         if self._comparing or not self._outbox.unlisted:
             return
-        self._comparing = self._outbox.take_unlisted(DIRECTORIES)
+        self._comparing = self._outbox.take_unlisted(DIRECTORIES, time.monotonic_ns())
         if self._comparing:
-            digests = [(id.text(), names_digest(self._outbox.index.children(id))) for id in self._comparing]
+            digests = [(id.text(), names_digest(self._outbox.index.children(id).items())) for id in self._comparing]
             self._ask({"op": "names", "directories": digests}, self._names_compared)
 
     def _names_compared(self, body: dict[str, Any]) -> None:
@@ -67,11 +67,9 @@ class Comparison:
             for id, token in compared.items():
                 self._outbox.compare_names(id, token.since, token.generation)
         for directory, names in there:
-            known = self._outbox.index.children(directory)
             due = compared.get(directory)
-            for name in names:
-                if name not in known:
-                    self._outbox.resolver.look(Slot(directory, name), now, due.generation if due else None, force=True)
+            for name in self._outbox.index.children(directory).keys() | set(names):
+                self._outbox.resolver.look(Slot(directory, name), now, due.generation if due else None, force=True)
         for token in compared.values():
             self._outbox.generations.release(token.generation)
 

@@ -41,9 +41,9 @@ class Intake:
         outbox: Outbox,
         metrics: SenderMetrics,
         journal: Journal,
-        survey: Callable[[], None],
+        survey: Callable[[bool], None],
     ) -> None:
-        """`survey` has everything looked for that the kernel could not tell."""
+        """`survey` has everything looked for that the kernel could not tell: changes of content too, or not."""
         self._sensor = sensor
         self._names = names
         self._outbox = outbox
@@ -51,15 +51,18 @@ class Intake:
         self._journal = journal
         self._survey = survey
         self._losses: dict[str, int] = {}
-        self._sound = time.monotonic_ns()
+        self._sound = self._named = time.monotonic_ns()
 
     def take_names(self, now: int) -> None:
         """Take what is in the names' queue now: looks for the resolver, attributes for the table."""
         if self._names is None:
             return
         looks = self._names.drain_queued()
+        sound, self._named = self._named, now
         if not looks:
             return
+        if Overflow() in looks:
+            self._lost(sound - SOON, now, content=False)
         self._journal.marks(looks, now)
         for look in looks:
             self._look(look, now)
@@ -91,7 +94,7 @@ class Intake:
         log.warning("the queue of name events overflowed: looking for what changed (see fs.fanotify.max_queued_events)")
         self._metrics.events_dropped.add("names_overflow")
         self._metrics.resyncs.add("names_overflow")
-        self._survey()
+        self._survey(False)
 
     def take_records(self) -> None:
         """Take what is in the ring, up to about a million records."""
@@ -159,7 +162,13 @@ class Intake:
         if grown & NAMELESS_LOSSES:
             log.warning("it is not known of which files: looking for what changed")
             self._metrics.resyncs.add("events_lost")
-            doubtful = outbox.doubtful(sound - (LATE if "probe_missed" in grown else SOON))
-            self._journal.marks([Overflow(), *(Whole(id) for id in doubtful)], now)
-            outbox.distrust(doubtful, now)
-            self._survey()
+            self._lost(sound - (LATE if "probe_missed" in grown else SOON), now, content=True)
+            self._survey(True)
+
+    def _lost(self, since: int, now: int, *, content: bool) -> None:
+        """Changes since then may have been lost, nobody knows of what."""
+        doubtful = self._outbox.doubtful(since)
+        marks = (Whole(id) if content else InodeLook(id) for id in doubtful)
+        lists = (ListLook(id) for id in doubtful if self._outbox.index.is_directory(id))
+        self._journal.marks([Overflow(), *marks, *lists], now)
+        self._outbox.distrust(doubtful, now, content=content)

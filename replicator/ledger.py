@@ -78,6 +78,7 @@ class Ledger:
 
     def index(self, root: FileId) -> TreeIndex:
         """The names that the replica durably has."""
+        self.store.settle(root)
         self._index = TreeIndex(root, self.store)
         return self._index
 

@@ -125,7 +125,7 @@ class Sender:
         self.catchup = Catchup(self.source, self.ledger.store, self.outbox, "auto")
         defer(self.catchup.close)
         self.journal = self.ledger.journal(self.outbox, self._owed)
-        self.intake = Intake(self.sensor, names, self.outbox, self.metrics, self.journal, self.catchup.survey)
+        self.intake = Intake(self.sensor, names, self.outbox, self.metrics, self.journal, self._survey)
         self.intake.fence()
         self.comparison = Comparison(self.outbox, self.ask, self._barrier)
         self.barriers = Barriers(self.outbox.generations)
@@ -167,6 +167,8 @@ class Sender:
         """Take up what a predecessor left."""
         now = time.monotonic_ns()
         self.phase = "scanning"
+        self.outbox.succeeding = True
+        self.outbox.outsiders.forget()
         for id in self.index.nameless():
             self.resolver.doubt(id, now)
         items = self.journal.restored()
@@ -178,6 +180,11 @@ class Sender:
         self.metrics.resyncs.add("gap")
         self.catchup.survey()
         self.journal.begin(now, anew=items is None)
+        if self.catchup.busy:
+            self.journal.marks([Overflow()], now)
+
+    def _survey(self, content: bool) -> None:
+        self.catchup.survey(content=content)
 
     def _owed(self) -> Iterator[Mark]:
         """All that is not durable, for the journal."""
@@ -426,6 +433,7 @@ class Sender:
 
     def _in_sync(self) -> None:
         self.phase = "ready"
+        self.outbox.succeeding = False
         self.progress.close()
         if not self.ledger.known:
             self.ledger.scanned()

@@ -42,11 +42,11 @@ def xattrs_digest(xattrs: dict[bytes, bytes]) -> str:
     return digest.hexdigest()
 
 
-def names_digest(names: Iterable[bytes]) -> str:
-    """One hash of a directory's names; both sides make the same of the same names."""
+def names_digest(names: Iterable[tuple[bytes, FileId | None]]) -> str:
+    """One hash of a directory's names and what they mean; both sides make the same of the same."""
     digest = xxhash.xxh3_128()
-    for name in sorted(names):
-        digest.update(name + b"/")
+    for name, id in sorted(names):
+        digest.update(name + b"/" + (b"" if id is None else id.text().encode()) + b"/")
     return digest.hexdigest()
 
 

@@ -68,6 +68,8 @@ class Outbox:
         self.inflight: deque[Epoch] = deque()
         self.checking = False
         """New members are offered to the receiver for comparison before their bytes are sent."""
+        self.succeeding = False
+        """A predecessor may have told the replica of directories that the index does not have."""
         self.calming = False
         """Whether `next_reads` passed over something that will be ready in a moment."""
         self.unlisted: dict[FileId, Due] = {}
@@ -100,7 +102,7 @@ class Outbox:
         """
         for id, due in changes.members:
             self._owe_new(id, due.since, due.generation)
-            if self.index.is_directory(id) and (self.checking or self._is_dying(id)):
+            if self.index.is_directory(id) and (self.checking or self.succeeding or self._is_dying(id)):
                 self.compare_names(id, due.since, due.generation)
         for slot, due in changes.slots:
             due.looked = looked
@@ -118,10 +120,25 @@ class Outbox:
         if directory not in self.unlisted:
             self.unlisted[directory] = Due(self.generations.hold(generation), now)
 
-    def take_unlisted(self, most: int) -> dict[FileId, Due]:
-        """Directories, known to the replica by now, whose names are to be compared with it; with their tokens."""
-        known = [id for id in self.unlisted if id not in self._unshipped]
+    def take_unlisted(self, most: int, now: int, patience: int = 1_000_000_000) -> dict[FileId, Due]:
+        """Directories, known to the replica by now, whose names are to be compared with it; with their tokens.
+
+        One of which a name is still to be told would differ in vain: it is left, for `patience` ns at most.
+        """
+        if not self.unlisted:
+            return {}
+        busy = self._with_owed_names()
+        known = [
+            id
+            for id, due in self.unlisted.items()
+            if id not in self._unshipped and (id not in busy or now - due.since > patience)
+        ]
         return {id: self.unlisted.pop(id) for id in known[:most]}
+
+    def _with_owed_names(self) -> set[FileId]:
+        """Directories of which a name is to be looked at, or to be told."""
+        slots = (*self._naming.slots(), *self.resolver.slots())
+        return {*(slot.parent for slot in slots), *self.resolver.lists()}
 
     def declare_dead(self, id: FileId, now: int) -> None:
         """The replica has an inode that is not (any more) in the tree."""
@@ -410,8 +427,7 @@ class Outbox:
                     continue
                 if self.index.is_directory(id) and not self.doubting:
                     if busy is None:
-                        busy = {slot.parent for slot in (*self._naming.slots(), *self.resolver.slots())}
-                        busy.update(self.resolver.lists())
+                        busy = self._with_owed_names()
                     if id not in busy and not self.index.pending(id):
                         continue
                 elif not self.doubting:
@@ -482,11 +498,17 @@ class Outbox:
         for slot in self.index.slots_of(id):
             self._naming.queue(slot, Due(self.generations.hold(generation), now))
 
-    def suspect(self, id: FileId, now: int, generation: int | None) -> None:
-        """A member may have changed without a word: what differs from the replica is owed, names too."""
+    def suspect(self, id: FileId, now: int, generation: int | None, *, content: bool = True) -> None:
+        """A member may have changed without a word: owe all that may differ from the replica, names too.
+
+        Without `content`, what is in a file has not changed without a word.
+        """
         if not self.index.is_member(id):
             return
-        self.table.mark(id, now, generation).mark_whole()
+        owed = self.table.mark(id, now, generation)
+        if content:
+            owed.mark_whole()
+            self._sizes.pop(id, None)
         if self.index.is_directory(id):
             self.resolver.list(id, now, generation)
             self.compare_names(id, now, generation)
@@ -509,11 +531,10 @@ class Outbox:
         told = (id for id, when in self._told.items() if when >= since)
         return list(dict.fromkeys((*self.table, *self._reading, *told)))
 
-    def distrust(self, ids: Sequence[FileId], now: int) -> None:
-        """Whatever the replica was told of these lately, owe them as if nothing was; their stamps count no more."""
+    def distrust(self, ids: Sequence[FileId], now: int, *, content: bool) -> None:
+        """As `suspect`, of what the replica was told lately: their stamps count no more."""
         for id in ids:
-            self._sizes.pop(id, None)
-            self.suspect(id, now, None)
+            self.suspect(id, now, None, content=content)
         self.told.append(Told(stamps=dict.fromkeys(ids)))
         for epoch in self.inflight:
             for id in epoch.told.stamps.keys() & set(ids):

@@ -73,7 +73,7 @@ class _Nothing:
 
 
 class _Node:
-    """A member: its kind, its slots, and whether the store has it."""
+    """A member: its kind, its slots, and whether the store may have it, or names in it."""
 
     __slots__ = ("kind", "slots", "stored")
 
@@ -87,6 +87,7 @@ class TreeIndex:
     """Which id each slot of the tree holds, and which slots each id has."""
 
     def __init__(self, root: FileId, store: Names | None = None) -> None:
+        """`store`: as it was settled for this root; without one, everything stays in memory."""
         self._root = root
         self._store: Names = store or _Nothing()
         self._lasting = store is not None
@@ -95,9 +96,10 @@ class TreeIndex:
         self._changed: dict[FileId, _Node] = {root: _Node(Kind.DIRECTORY, (), stored=True)}
         """Members that may differ from the store's."""
         self._forgotten: dict[FileId, bool] = {}
-        """No members any more, until the store has their deaths: whether it has them."""
+        """No members any more, until the store has their deaths: whether it may have them."""
         self._same: dict[FileId, _Node | None] = {}
-        self._read: dict[Slot, FileId | None] = {}
+        self._read: dict[FileId, dict[bytes, FileId | None]] = {}
+        self._reads = 0
         self._nameless: dict[FileId, None] = {}
         self._count = 1 + self._store.count
         for id, kind in self._store.nameless():
@@ -137,11 +139,13 @@ class TreeIndex:
         directory = self._node(slot.parent)
         if directory is None or not directory.stored or directory.kind is not Kind.DIRECTORY:
             return None
-        if slot not in self._read:
-            if len(self._read) >= CACHED:
-                self._read.clear()
-            self._read[slot] = self._store.get(slot)
-        return self._read[slot]
+        names = self._read.setdefault(slot.parent, {})
+        if slot.name not in names:
+            self._reads += 1
+            if self._reads >= CACHED:
+                self._read, self._reads = {slot.parent: (names := {})}, 0
+            names[slot.name] = self._store.get(slot)
+        return names[slot.name]
 
     def children(self, directory: FileId) -> dict[bytes, FileId]:
         """The names in a directory as they are now; empty for whatever is not a member directory."""
@@ -294,9 +298,10 @@ class TreeIndex:
                 node = self._changed.get(id)
                 if node is not None:
                     node.stored = False
+                self._same.pop(id, None)
+                self._read.pop(id, None)
                 if not self.is_member(id):
                     self._over.pop(id, None)
-                self._same.pop(id, None)
         for id in touched:
             node = self._changed.get(id)
             if node is None or id == self._root or not node.slots:
@@ -305,15 +310,16 @@ class TreeIndex:
                 del self._changed[id]
 
     def _caught_up(self, slot: Slot, entry: Entry | None, touched: dict[FileId, None]) -> None:
-        self._read.pop(slot, None)
+        self._read.get(slot.parent, {}).pop(slot.name, None)
         if entry is not None:
             id = entry[0]
             touched[id] = None
-            node = self._changed.get(id)
-            if node is not None:
-                node.stored = True
-            elif id in self._forgotten:
-                self._forgotten[id] = True
+            for each in (id, slot.parent):  # a name may be told before those of its directory
+                node = self._changed.get(each)
+                if node is not None:
+                    node.stored = True
+                elif each in self._forgotten:
+                    self._forgotten[each] = True
         over = self._over.get(slot.parent)
         if over is None or slot.name not in over:
             return

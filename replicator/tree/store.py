@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS names (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS names_id ON names (id, kind);
 CREATE TABLE IF NOT EXISTS nameless (id BLOB PRIMARY KEY, kind INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS adrift (id BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS stamps (
     root INTEGER NOT NULL, page INTEGER NOT NULL, rows BLOB NOT NULL, PRIMARY KEY (root, page)
 ) WITHOUT ROWID;
@@ -81,6 +82,7 @@ class IndexStore:
         """Open or make it. A damaged one, or one of another version, is made anew, which costs a comparison."""
         self.path = path
         self._lock = threading.Lock()
+        self._root = b""
         try:
             self._open()
         except sqlite3.DatabaseError as error:
@@ -100,18 +102,25 @@ class IndexStore:
 
     def _open(self) -> None:
         self._reader = self._connect()
-        self._writer = self._connect()
-        self._writer.executescript(_SCHEMA)
+        try:
+            self._writer = self._connect()
+            self._writer.executescript(_SCHEMA)
+        except sqlite3.Error:
+            self._reader.close()
+            raise
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=64)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
-        db.execute(_CACHE)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute(_CACHE)
+        except sqlite3.Error:
+            db.close()
+            raise
         return db
 
     def _remove(self) -> None:
-        self.close()
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
@@ -124,7 +133,7 @@ class IndexStore:
         """Forget everything but the version."""
         with self._lock, self._writer:
             self._writer.execute("BEGIN IMMEDIATE")
-            for table in ("meta", "names", "nameless", "stamps"):
+            for table in ("meta", "names", "nameless", "adrift", "stamps"):
                 self._writer.execute(f"DELETE FROM {table}")  # noqa: S608 - of the line above
             self._put_meta({"version": VERSION})
         self._nameless, self.count = set(), 0
@@ -193,6 +202,20 @@ class IndexStore:
         ).fetchall()
         return [id_of(key) for (key,) in rows], rows[-1][0] if len(rows) == most else b""
 
+    def settle(self, root: FileId) -> None:
+        """To be called before anything else, with the source's root.
+
+        Forgets names in directories that have none themselves: told before the directory's, and then the process died.
+        They will be found, if they are there. Who has no other name is nameless from here on.
+        """
+        self._root = key_of(root)
+        with self._lock, self._writer:
+            self._writer.execute("BEGIN IMMEDIATE")
+            change = _Change(self._writer, self._root, self._nameless, self.count)
+            change.sink()
+            change.finish()
+        self._nameless = change.nameless
+
     # ------------------------------------------------------------------ stamps
 
     def roots(self) -> list[int]:
@@ -221,7 +244,7 @@ class IndexStore:
     def commit(self, told: Iterable[Told], meta: Mapping[str, str]) -> list[FileId]:
         """Take over what became durable, in order, with `meta`, in one transaction; gives whose names were taken."""
         with self._lock:
-            change = _Change(self._writer, self._nameless, self.count)
+            change = _Change(self._writer, self._root, self._nameless, self.count)
             with self._writer:
                 self._writer.execute("BEGIN IMMEDIATE")
                 for one in told:
@@ -235,8 +258,10 @@ class IndexStore:
 class _Change:
     """One transaction."""
 
-    def __init__(self, db: sqlite3.Connection, nameless: set[bytes], count: int) -> None:
+    def __init__(self, db: sqlite3.Connection, root: bytes, nameless: set[bytes], count: int) -> None:
         self._db = db
+        self._root = root
+        self._adrift = {bytes(key) for (key,) in db.execute("SELECT id FROM adrift")}
         self.nameless = set(nameless)
         self.count = count
         self.displaced: dict[bytes, None] = {}
@@ -279,6 +304,15 @@ class _Change:
             self.nameless.discard(key)
         self._named[id] = None
         self._buried.pop(id, None)
+        if parent != self._root and parent not in self._adrift and not self._known(parent):
+            execute("INSERT INTO adrift VALUES (?)", (parent,))
+            self._adrift.add(parent)
+        self._ashore(key)
+
+    def _ashore(self, key: bytes) -> None:
+        if key in self._adrift:
+            self._db.execute("DELETE FROM adrift WHERE id = ?", (key,))
+            self._adrift.discard(key)
 
     def _lose(self, key: bytes, kind: int) -> None:
         self._loose[key] = kind
@@ -297,6 +331,7 @@ class _Change:
         execute("DELETE FROM names WHERE id = ?", (key,))
         self._loose.update(execute("SELECT id, kind FROM names WHERE parent = ?", (key,)).fetchall())
         execute("DELETE FROM names WHERE parent = ?", (key,))
+        self._ashore(key)
         if key in self.nameless:
             execute("DELETE FROM nameless WHERE id = ?", (key,))
             self.nameless.discard(key)
@@ -304,6 +339,13 @@ class _Change:
         self._stamps.pop(id, None)
         self._named.pop(id, None)
         self._buried[id] = None
+
+    def sink(self) -> None:
+        """Forget what is in directories without a name."""
+        for key in list(self._adrift):
+            self._loose.update(self._db.execute("SELECT id, kind FROM names WHERE parent = ?", (key,)).fetchall())
+            self._db.execute("DELETE FROM names WHERE parent = ?", (key,))
+            self._ashore(key)
 
     def finish(self) -> None:
         for key, kind in self._loose.items():

@@ -184,11 +184,11 @@ class Receiver:
             self._note(f"    needs {list(plan.needs)} looks {list(plan.looks)} refused {list(refusals)}")
         return Answer(facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(refusals.values()))
 
-    def names(self, directory: FileId) -> list[bytes] | None:
-        """The names in a directory; None if it is not here."""
+    def names(self, directory: FileId) -> dict[bytes, FileId] | None:
+        """The names in a directory and what they mean; None if it is not here."""
         if self.inventory.record(directory) is None:
             return None
-        return [name for name, _ in self.inventory.children(directory)]
+        return dict(self.inventory.children(directory))
 
     def nameless(self) -> list[FileId]:
         """What waits in limbo."""

@@ -131,6 +131,7 @@ def test_it_equals_the_naive_model_whatever_the_store_has(
     steps: list[tuple[str, FileId, bytes, FileId, int]],
 ) -> None:
     with tempfile.TemporaryDirectory() as directory, contextlib.closing(IndexStore(Path(directory, "index"))) as store:
+        store.settle(ROOT)
         index, naive = TreeIndex(ROOT, store), Naive()
         owed: set[Slot] = set()
         dead: set[FileId] = set()

@@ -80,8 +80,8 @@ class World:
         self.journal = Journal(directory / "journal", 1, self.outbox.generations, self.outbox.owed)
         self.intake = Intake(cast(Any, self.sensor), None, self.outbox, SenderMetrics(), self.journal, self.survey)
 
-    def survey(self) -> None:
-        self.surveys += 1
+    def survey(self, content: bool) -> None:
+        self.surveys += content
 
     @property
     def looks(self) -> set[Slot]:

@@ -201,6 +201,7 @@ def test_a_file_that_the_replica_has_costs_no_memory_and_little_disk(scratch: Pa
     with contextlib.closing(IndexStore(scratch / "index.sqlite")) as store:
         tracemalloc.start()
         try:
+            store.settle(fid(2))
             index = TreeIndex(ROOT, store)
             for first in range(0, count, 1000):
                 told = Told()
