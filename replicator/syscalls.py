@@ -13,12 +13,13 @@ import fcntl
 import os
 import struct
 import termios
-from ctypes import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_uint64, c_ulong, c_void_p
 from typing import Any, Final, NamedTuple, NoReturn
 
 AT_FDCWD: Final = -100
 AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_SYMLINK_FOLLOW: Final = 0x400
+AT_NO_AUTOMOUNT: Final = 0x800
 AT_EMPTY_PATH: Final = 0x1000
 
 RESOLVE_NO_XDEV: Final = 0x01
@@ -89,6 +90,11 @@ def _function(name: str, *argtypes: Any) -> Any:
     return function
 
 
+def _function_at(name: str, *argtypes: Any) -> Any:
+    """The same, for strings that are given by their addresses; apart from what `_function` makes of that name."""
+    return ctypes.CFUNCTYPE(c_int, *argtypes, use_errno=True)((name, _libc))
+
+
 # Numbers from asm-generic/unistd.h: every architecture has given new calls the same number since Linux 5.1.
 _NR_OPEN_TREE, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT, _NR_OPENAT2, _NR_MOUNT_SETATTR = 428, 430, 431, 432, 437, 442
 _NR_MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283}.get(os.uname().machine, 283)
@@ -116,7 +122,11 @@ _linkat = _function("linkat", c_int, c_char_p, c_int, c_char_p, c_int)
 _fallocate = _function("fallocate", c_int, c_int, c_int64, c_int64)
 _sync_file_range = _function("sync_file_range", c_int, c_int64, c_int64, c_uint)
 _syncfs = _function("syncfs", c_int)
+_getdents = _function("getdents64", c_int, c_void_p, c_size_t)
+_ioctl = _function("ioctl", c_int, c_ulong, c_void_p)
 _statx = _function("statx", c_int, c_char_p, c_int, c_uint, c_void_p)
+_handle_at = _function_at("name_to_handle_at", c_int, c_void_p, c_void_p, c_void_p, c_int)
+_statx_at = _function_at("statx", c_int, c_void_p, c_int, c_uint, c_void_p)
 _utimensat = _function("utimensat", c_int, c_char_p, c_char_p, c_int)
 _fanotify_init = _function("fanotify_init", c_uint, c_uint)
 _fanotify_mark = _function("fanotify_mark", c_int, c_uint, c_uint64, c_int, c_char_p)
@@ -127,6 +137,8 @@ _mount_setattr = _syscall(c_int, c_char_p, c_uint, c_char_p, c_size_t)
 _fsopen = _syscall(c_char_p, c_uint)
 _fsconfig = _syscall(c_int, c_uint, c_char_p, c_char_p, c_int)
 _fsmount = _syscall(c_int, c_uint, c_uint)
+
+_LOOK_FLAGS = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
 
 _HANDLE_HEAD = struct.Struct("=Ii")  # handle_bytes, handle_type
 _MOUNT_AT = _HANDLE_HEAD.size + MAX_HANDLE_BYTES
@@ -310,6 +322,42 @@ def ficlone(target: int, source: int) -> None:
 def ficlonerange(target: int, target_offset: int, source: int, offset: int, length: int) -> None:
     """Share a block-aligned range; length 0 is "to the end of the source"."""
     fcntl.ioctl(target, FICLONERANGE, struct.pack("=qQQQ", source, offset, length, target_offset))
+
+
+def getdents(fd: int, address: int, size: int) -> int:
+    """Write the next entries of a directory (struct linux_dirent64) to `address`; how many bytes, 0 at the end.
+
+    ENOENT when the directory itself was removed.
+    """
+    got: int = _getdents(fd, address, size)
+    if got < 0:
+        _fail()
+    return got
+
+
+def look_at(dirfd: int, names: list[int], handles: int, handle_step: int, statuses: int, status_step: int) -> list[int]:
+    """name_to_handle_at and statx of many names, given by their addresses, into arrays at addresses.
+
+    The steps are the arrays' bytes for each name; the capacity of each handle is set already, links are not followed.
+    Which names, as indexes, could not be looked at: ask for each by itself.
+    """
+    failed = []
+    mount_id = ctypes.c_int()
+    mount_at, handle_at, status = ctypes.addressof(mount_id), _handle_at, _statx_at
+    for number, name in enumerate(names):
+        if handle_at(dirfd, name, handles, mount_at, 0) or status(
+            dirfd, name, _LOOK_FLAGS, STATX_BASIC_STATS, statuses
+        ):
+            failed.append(number)
+        handles += handle_step
+        statuses += status_step
+    return failed
+
+
+def ioctl_at(fd: int, request: int, address: int) -> None:
+    """An ioctl that writes into a large buffer at `address`: fcntl.ioctl keeps the interpreter's lock during these."""
+    if _ioctl(fd, request, address) < 0:
+        _fail()
 
 
 def fionread(fd: int) -> int:
