@@ -79,9 +79,7 @@ def _library() -> Any:
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError as error:
-        raise EnvironmentFault(
-            f"Cannot load {LIBRARY} ({error}); install libext2fs2 (Debian, Ubuntu) or e2fsprogs-libs (Fedora)."
-        ) from error
+        raise EnvironmentFault(f"Cannot load {LIBRARY} ({error}); install e2fsprogs.") from error
     filesystem = POINTER(_Filesystem)
     for name, result, *arguments in (
         ("ext2fs_open", c_long, c_char_p, c_int, c_int, c_uint, c_void_p, POINTER(filesystem)),

@@ -101,6 +101,8 @@ def populated(top: Path, seed: int = 1) -> Iterator[list[Path]]:
     files = [_file(rng, rng.choice(directories) / f"file {number}") for number in range(200)]
     for number, target in enumerate(("x", "y" * 59, "y" * 60, "z" * 900)):
         (rng.choice(directories) / f"link {number}").symlink_to(target)
+    for name in (".hidden", "..twice", "...", ".h", "-", " ", "\n"):
+        (top / name).touch()
     os.mkfifo(top / "fifo")
     os.mknod(top / "character", stat.S_IFCHR | 0o600, os.makedev(1, 3))
     os.mknod(top / "block", stat.S_IFBLK | 0o600, os.makedev(300, 70000))
