@@ -80,6 +80,9 @@ def send(
     state: Annotated[Path, typer.Option("--state", metavar="DIR")] = _SEND_STATE,
     metrics: MetricsOption = None,
     sensor: Annotated[str, typer.Option("--sensor", metavar="auto|vfs|tracepoint")] = "auto",
+    scan: Annotated[
+        str, typer.Option("--scan", metavar="auto|walk", help="How to find what changed while nothing watched.")
+    ] = "auto",
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="In gitignore syntax; may be repeated.")
     ] = None,
@@ -90,14 +93,18 @@ def send(
     """Replicate a directory to a receiver, live."""
     from replicator.link.address import parse_address, resolve
     from replicator.link.tls import require_tls, tls_files
+    from replicator.scan.select import check_way
     from replicator.sender import Sender
 
     _as_root()
+    check_way(scan)
     files = tls_files(tls_cert, tls_key, tls_ca)
     target = parse_address(address)
     if files is None:
         require_tls(target, resolve(target), None)
-    options = SendOptions(source.absolute(), target, state.absolute(), metrics, sensor, tuple(exclude or ()), files)
+    options = SendOptions(
+        source.absolute(), target, state.absolute(), metrics, sensor, scan, tuple(exclude or ()), files
+    )
     sender = Sender(options, _say_ready)
     _serve(sender, metrics, sender.metrics.registry, lambda: None)
 

@@ -20,6 +20,7 @@ class SendOptions:
     state: Path = STATE / "send"
     metrics: str | None = None
     sensor: str = "auto"
+    scan: str = "auto"
     exclude: tuple[str, ...] = ()
     tls: TlsFiles | None = None
 
