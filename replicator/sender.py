@@ -122,7 +122,7 @@ class Sender:
             last_epoch=self.ledger.last_epoch,
         )
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
-        self.catchup = Catchup(self.source, self.ledger.store, self.outbox, "auto")
+        self.catchup = Catchup(self.source, self.ledger.store, self.outbox, options.scan)
         defer(self.catchup.close)
         self.journal = self.ledger.journal(self.outbox, self._owed)
         self.intake = Intake(self.sensor, names, self.outbox, self.metrics, self.journal, self._survey)
