@@ -129,7 +129,7 @@ def test_a_state_directory_that_was_set_back_is_no_danger(pair: Pair) -> None:
     old.rename(state)
     pair.start_sender()
     pair.assert_same()
-    assert data_bytes(pair) <= bound
+    assert data_bytes(pair) <= 2 * bound  # what was told meanwhile is compared, and then told again
 
 
 def test_other_patterns_are_not_what_the_index_was_made_with(stage: Stage) -> None:
