@@ -5,7 +5,8 @@ Takes a SourceRoot on ext4; is a Scan. Groups that were never used are not read.
 What the tables say is what the kernel knows: it puts every change of an inode into their buffers at once, before that
 is journalled or written. Two things come later, and syncfs(2) before the scan brings them: times with lazytime, and
 the size of a file whose new bytes have no place on disk yet. A file that is being shortened keeps its row (it is on
-the list of orphans, and its deletion time holds the next on it); one without names has none.
+the list of orphans, and its deletion time holds the next on it); one without names has none. The size of an encrypted
+symbolic link is that of the stored target, which is longer than what statx(2) says.
 """
 
 from __future__ import annotations
