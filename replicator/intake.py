@@ -36,20 +36,22 @@ class Intake:
         self._names = names
         self._outbox = outbox
         self._metrics = metrics
-        self._losses: dict[str, int] = {}
+        self._losses = sensor.acknowledged()
         self._sound = time.monotonic_ns()
 
     def take_names(self, now: int) -> None:
         """Take what is in the names' queue now: looks for the resolver, attributes for the table."""
-        if self._names is None:
-            return
-        looks = self._names.drain_queued()
-        for look in looks:
-            self._look(look, now)
-        if looks:
-            inodes = sum(isinstance(look, InodeLook) for look in looks)
-            self._metrics.events.add("inode", inodes)
-            self._metrics.events.add("name", len(looks) - inodes)
+        while self._names is not None:
+            looks = self._names.drain_queued()
+            for look in looks:
+                self._look(look, now)
+            self._names.advance()
+            if looks:
+                inodes = sum(isinstance(look, InodeLook) for look in looks)
+                self._metrics.events.add("inode", inodes)
+                self._metrics.events.add("name", len(looks) - inodes)
+            if not self._names.behind:
+                return
 
     def _look(self, look: Look, since: int) -> None:
         index, resolver = self._outbox.index, self._outbox.resolver
@@ -117,7 +119,8 @@ class Intake:
         if not grown:
             self._outbox.forget_told(now - LATE)
             return
-        lost = [id for id in self._sensor.lost_inodes() if self._outbox.index.is_member(id)]
+        named = self._sensor.lost_inodes()
+        lost = [id for id in named if self._outbox.index.is_member(id)]
         for id in lost:
             self._outbox.table.mark(id, now).mark_whole()
             if self._outbox.index.is_directory(id):
@@ -129,3 +132,5 @@ class Intake:
             self._outbox.compare_all(now, sound - (LATE if "probe_missed" in grown else SOON))
             if self._sensor.tells_names:
                 self._list_all(now)
+        self._sensor.forget_lost(named)
+        self._sensor.acknowledge(losses)
