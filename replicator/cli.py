@@ -86,8 +86,13 @@ def send(
     tls_cert: CertificateOption = None,
     tls_key: KeyOption = None,
     tls_ca: AuthorityOption = None,
+    detach_hooks: Annotated[
+        bool, typer.Option("--detach-hooks", help="Leave nothing in the kernel when stopped: the next start compares.")
+    ] = False,
+    ring_bytes: Annotated[int | None, typer.Option("--ring-bytes", hidden=True)] = None,
+    lost_inodes: Annotated[int | None, typer.Option("--lost-inodes", hidden=True)] = None,
 ) -> None:
-    """Replicate a directory to a receiver, live."""
+    """Replicate a directory to a receiver, live. When it stops, its hooks stay for the next start; see unhook."""
     from replicator.link.address import parse_address, resolve
     from replicator.link.tls import require_tls, tls_files
     from replicator.sender import Sender
@@ -97,7 +102,18 @@ def send(
     target = parse_address(address)
     if files is None:
         require_tls(target, resolve(target), None)
-    options = SendOptions(source.absolute(), target, state.absolute(), metrics, sensor, tuple(exclude or ()), files)
+    options = SendOptions(
+        source.absolute(),
+        target,
+        state.absolute(),
+        metrics,
+        sensor,
+        tuple(exclude or ()),
+        files,
+        detach_hooks,
+        ring_bytes,
+        lost_inodes,
+    )
     sender = Sender(options, _say_ready)
     _serve(sender, metrics, sender.metrics.registry, lambda: None)
 
@@ -175,6 +191,15 @@ def trace(path: Annotated[Path, typer.Argument(metavar="PATH")], json: JsonOptio
 
     _as_root()
     _serve(Tracer(path.absolute(), as_json=json), None, None, lambda: None)
+
+
+@app.command()
+def unhook(state: StateOption = _SEND_STATE) -> None:
+    """Remove the hooks that a stopped sender left in the kernel."""
+    from replicator.keeper.hooks import unhook as remove
+
+    _as_root()
+    remove(state.absolute())
 
 
 @app.command()

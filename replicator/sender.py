@@ -35,6 +35,7 @@ from replicator.dirty.writers import Writers
 from replicator.errors import EnvironmentFault, RemoteError
 from replicator.host import ancestors, boot_id
 from replicator.intake import Intake
+from replicator.keeper.hooks import Hooks
 from replicator.link import message as m
 from replicator.link.tls import client_context
 from replicator.model import FileId, Slot
@@ -89,9 +90,20 @@ class Sender:
         self.source = SourceRoot.open(options.source)
         defer(self.source.close)
         self.metrics = SenderMetrics()
-        self.sensor: Sensor = select_sensor(options.sensor, self.source.fstype)
-        self.sensor.attach(self.source)
-        defer(self.sensor.close)
+        self.hooks = Hooks.open(options.state, self.source)
+        defer(self.hooks.close)
+        sensor = select_sensor(
+            options.sensor,
+            self.source.fstype,
+            ring_bytes=options.ring_bytes,
+            lost_inodes=options.lost_inodes,
+            keeping=self.hooks.keeping,
+        )
+        defer(sensor.close)
+        sensor.attach(self.source)
+        self.hooks.tell(sensor)
+        self.sensor: Sensor = sensor
+        self.metrics.hooks_adopted.set(1 if sensor.adopted else 0)
         self.metrics.sensor.info({"sensor": sensor_name(self.sensor)})
         coverage = self.sensor.coverage()
         for limit in limits(self.source.fstype, coverage):
@@ -102,9 +114,11 @@ class Sender:
                     "%s is not hooked: %s; what others do not tell of it is seen late", item.mechanism, item.reason
                 )
         modify = any(item.mechanism == MODIFY for item in coverage)
-        names = None if self.sensor.tells_names else Names(self.source, modify=modify)
-        if names is not None:
+        names = None
+        if not sensor.tells_names:
+            names = Names(self.source, modify=modify, store=self.hooks.store, adopt=sensor.adopted)
             defer(names.close)
+            self.hooks.tell_names(names)
         # Pages that were dirty before the hooks were attached stay silent until they are clean.
         syscalls.syncfs(self.source.read_fd)
         cgroups = Cgroups()
@@ -147,6 +161,7 @@ class Sender:
         self._housekept = 0.0
         self._oldest = 0
         self.metrics.oldest_unreplicated.set_function(self.oldest_age)
+        self.hooks.stay = not options.detach_hooks
 
     # ------------------------------------------------------------------ the loop
 
@@ -178,7 +193,7 @@ class Sender:
             self.control.retune()
 
     def close(self) -> None:
-        """Detach everything."""
+        """Give everything back; hooks stay for the next sender, unless this one was told otherwise."""
         self._stack.close()
 
     def _patience(self) -> float:

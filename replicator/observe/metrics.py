@@ -117,6 +117,9 @@ class SenderMetrics(_Side):
         self.tcp_unsent_bytes = self._gauge(
             "rsyncfs_tcp_unsent_bytes", "Bytes handed to the kernel that the network has not taken yet."
         )
+        self.hooks_adopted = self._gauge(
+            "rsyncfs_hooks_adopted", "1 if the hooks of the sender before were taken over: it missed nothing meanwhile."
+        )
         self.sensor = Info("rsyncfs_sensor", "How writes are seen (tracepoint, vfs).", registry=self.registry)
         self.sensor.info({"sensor": "none"})
 

@@ -334,23 +334,35 @@ class Pair:
         eventually(self.connected, timeout, "the sender connects")
 
     def stop(self) -> None:
-        """Stop both cleanly, the sender first; AssertionError if either does not end as the contract says."""
+        """Stop both cleanly, the sender first; AssertionError if either does not end as the contract says.
+
+        Nothing stays in the kernel.
+        """
         sender, receiver = self.sender, self.receiver
         self.sender = self.receiver = None
         try:
             if sender is not None:
                 sender.stop()
         finally:
-            if receiver is not None:
-                receiver.stop()
+            try:
+                self.unhook()
+            finally:
+                if receiver is not None:
+                    receiver.stop()
+
+    def unhook(self) -> None:
+        """Remove what a sender that has ended left in the kernel."""
+        code, said = _within("unhook", "--state", str(self.send_state))
+        assert code == 0, f"`unhook`: {code} {said}"
 
     def kill(self) -> None:
-        """End both, asking nothing."""
+        """End both, asking nothing. Nothing stays in the kernel."""
         for end in (self.sender, self.receiver):
             if end is not None:
                 with contextlib.suppress(AssertionError):
                     end.kill()
         self.sender = self.receiver = None
+        self.unhook()
 
     def __enter__(self) -> Self:
         return self.start()
