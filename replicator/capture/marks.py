@@ -9,10 +9,14 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Final
 
 from replicator import syscalls
 from replicator.errors import EnvironmentFault
 from replicator.tree.handles import SourceRoot
+
+_ON_CHILD: Final = 0x08000000
+"""FAN_EVENT_ON_CHILD: the kernel adds it to what was asked for."""
 
 
 def mark(fd: int, source: SourceRoot, events: int) -> None:
@@ -38,7 +42,8 @@ def marked(fd: int, source: SourceRoot, events: int) -> bool:
     try:
         lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
         marks = [dict(word.split(":") for word in line.split()[1:]) for line in lines if " sdev:" in line]
-        return [(int(one["sdev"], 16), int(one["mask"], 16)) for one in marks] == [(source.kernel_dev, events)]
+        told = [(int(one["sdev"], 16), int(one["mask"], 16) & ~_ON_CHILD) for one in marks]
+        return told == [(source.kernel_dev, events)]
     except (OSError, ValueError, KeyError):
         return False
 

@@ -48,6 +48,7 @@ class SystemdStore:
     def put(self, descriptors: Mapping[str, int]) -> None:
         """See `Store.put`."""
         for name, descriptor in descriptors.items():
+            self._remove(name)
             # systemd need not watch it for an end: what is readable there is not for systemd
             self._tell(f"FDSTORE=1\nFDNAME={_PREFIX}{name}\nFDPOLL=0", [descriptor])
         self._named |= set(descriptors)
@@ -57,8 +58,11 @@ class SystemdStore:
         for descriptor in self.take().values():
             os.close(descriptor)
         for name in self._named:
-            self._tell(f"FDSTOREREMOVE=1\nFDNAME={_PREFIX}{name}", [])
+            self._remove(name)
         self._named = set()
+
+    def _remove(self, name: str) -> None:
+        self._tell(f"FDSTOREREMOVE=1\nFDNAME={_PREFIX}{name}", [])
 
     def _tell(self, words: str, descriptors: list[int]) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:

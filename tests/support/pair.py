@@ -199,11 +199,12 @@ class Pair:
         netns: tuple[str | None, str | None] = (None, None),
         adopt: bool = False,
         connect: str | None = None,
+        send_options: Sequence[str] = (),
     ) -> None:
         """`tls` and `netns` are (sender's, receiver's); `connect` is HOST:PORT of a proxy in front of the receiver."""
         self.source, self.replica, self.state_dir = source, replica, state_dir
         self.host, self.netns, self.tls, self.adopt = host, netns, tls, adopt
-        self.exclude = list(exclude)
+        self.exclude, self.send_options = list(exclude), list(send_options)
         self.port = free_port()
         self.connect = connect or f"{host}:{self.port}"
         self.send_state, self.receive_state = state_dir / "send", state_dir / "receive"
@@ -237,6 +238,7 @@ class Pair:
         words = ["send", str(self.source), self.connect]
         words += ["--state", str(self.send_state), "--metrics", self.metrics_address["send"]]
         words += ["--sensor", SENSOR]
+        words += self.send_options
         for pattern in self.exclude:
             words += ["--exclude", pattern]
         words += self.tls[0].options() if self.tls else []
