@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import select
 import signal
 import struct
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +31,7 @@ from replicator.keeper.bpffs import sets
 from replicator.keeper.hooks import Hooks
 from replicator.keeper.pins import key_of
 from replicator.tree.handles import SourceRoot
-from tests.support.deadline import eventually
+from tests.support.deadline import SLOW, eventually
 from tests.support.programs import listed
 
 LOST = b"\0"
@@ -65,6 +68,7 @@ class Watcher:
             self.names = Names(self.source, store=self.hooks.store, adopt=self.sensor.adopted)
             self.hooks.tell_names(self.names)
         self.hooks.stay = True
+        self._told: set[bytes] = set()
 
     @property
     def adopted(self) -> bool:
@@ -79,13 +83,17 @@ class Watcher:
             if (events := self.sensor.drain(4096)) is not None:
                 wanted = (events["kind"] == EventKind.WRITE) & (events["ino"] == number)
                 found += events["off"][wanted].tolist()
+                self._told.update(self.sensor.names())
                 self.sensor.advance()
         return found
 
     def told(self) -> set[bytes]:
         """Names that were told since the last question; `LOST` if some were not."""
-        assert self.names is not None
-        found: set[bytes] = set()
+        if self.names is None:
+            self.offsets(Path(self.source.path))
+            found, self._told = self._told, set()
+            return found
+        found = set()
         while True:
             for look in self.names.drain_queued():
                 if isinstance(look, SlotLook):
@@ -143,7 +151,86 @@ class Watcher:
         self.close()
 
 
-def read_journal(path: Path) -> tuple[list[int], set[bytes]]:
+def write(file: Path, first: int, count: int) -> list[int]:
+    """One byte at each third offset from `first` on; the offsets."""
+    offsets = [3 * number for number in range(first, first + count)]
+    with file.open("ab"):
+        pass
+    fd = os.open(file, os.O_WRONLY)
+    for offset in offsets:
+        os.pwrite(fd, b"y", offset)
+    os.close(fd)
+    return offsets
+
+
+WRITES, FILES = 80, 50
+WRITER = f"""
+import os, sys, time
+fd = os.open(sys.argv[1] + "/file", os.O_WRONLY)
+number = 0
+for line in sys.stdin:
+    for _ in range({FILES}):
+        for _ in range({WRITES}):
+            os.pwrite(fd, b"y", number)
+            number += 1
+        os.close(os.open(sys.argv[1] + "/n%d" % number, os.O_CREAT | os.O_WRONLY))
+        time.sleep(0.001)
+"""
+
+
+def kill_readers(source: Path, state: Path, scratch: Path, rounds: int, sensor: str = "auto") -> None:
+    """Kill so many readers at random moments while files are made and written to; what they journaled is all of it.
+
+    The ring and the queue have room for everything, should nobody come to read.
+    """
+
+    def watcher() -> Watcher:
+        return Watcher(source, state, ring_bytes=1 << 24, sensor=sensor)
+
+    chance = random.Random(rounds)
+    (source / "file").touch()
+    watcher().close()
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, source], stdin=subprocess.PIPE, text=True)
+    assert writer.stdin is not None
+    journals = [scratch / f"journal{number}" for number in range(rounds + 1)]
+    try:
+        for journal in journals[:-1]:
+
+            def read(journal: Path = journal) -> None:
+                with watcher() as watching:
+                    assert watching.adopted
+                    watching.journal(journal, lambda: False)
+
+            # Half of them once they read, half of them whenever it is.
+            reading, moment = chance.random() < 0.5, chance.uniform(0, 0.08)
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+            with forked(read):
+                if reading:
+                    eventually(journal.exists, 20, "it reads", every=0.001)
+                begun = time.monotonic()
+                while time.monotonic() - begun < moment:
+                    pass
+        writer.stdin.close()
+        assert writer.wait(60 * SLOW) == 0
+    finally:
+        writer.kill()
+        writer.wait()
+    with watcher() as watching:
+        assert watching.adopted
+        watching.journal(journals[-1], lambda: True)
+        assert not any(watching.sensor.losses().values())
+    offsets: set[int] = set()
+    names: set[bytes] = set()
+    for journal in journals:
+        told, named = _read_journal(journal)
+        offsets.update(told)
+        names |= named
+    assert offsets == set(range(rounds * FILES * WRITES))
+    assert names - {b"file"} == {b"n%d" % (WRITES * number) for number in range(1, rounds * FILES + 1)}
+
+
+def _read_journal(path: Path) -> tuple[list[int], set[bytes]]:
     """Offsets and names; the last one may be cut."""
     data = path.read_bytes() if path.exists() else b""
     offsets: list[int] = []
