@@ -24,7 +24,10 @@ SCRATCH_BYTES: Final = 1 << 20
 LARGEST_EVENT: Final = 4096
 """No event is longer (bytes): two names and three handles. A read with less room could fail."""
 BLANK: Final = 0xFF
-"""No event is as long as four of these say, and hardly one ends with them: then it is taken for cut."""
+"""No event is as long as four of these say, and hardly one ends with them: then it is taken for cut.
+
+Events are multiples of four bytes long, so that no page ends among the last four.
+"""
 
 _BLANKS: Final = bytes([BLANK]) * 4
 _SHORTEST: Final = 24
@@ -53,11 +56,11 @@ class Scratch:
         self._data = self._view[_HEAD:]
         self._used = len(self._data)
         """Bytes that may not be blank."""
-        header = self._header[0]
-        if header["magic"] != _MAGIC or header["held"] > len(self._data):
+        magic, held, reading, _ = self._header[0].tolist()
+        if magic != _MAGIC or held > len(self._data):
             self.close()
             raise ValueError("not a memory of events")
-        self.left = bool(header["held"] or header["reading"])
+        self.left = bool(held or reading)
         """Whether another process has left events."""
         if not self.left:
             self.clear()
