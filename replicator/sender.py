@@ -90,7 +90,7 @@ class Sender:
         self.source = SourceRoot.open(options.source)
         defer(self.source.close)
         self.metrics = SenderMetrics()
-        self.hooks = Hooks.open(options.state, self.source)
+        self.hooks = Hooks.open(options.state, self.source, detach=options.detach_hooks)
         defer(self.hooks.close)
         sensor = select_sensor(
             options.sensor,
@@ -161,7 +161,6 @@ class Sender:
         self._housekept = 0.0
         self._oldest = 0
         self.metrics.oldest_unreplicated.set_function(self.oldest_age)
-        self.hooks.stay = not options.detach_hooks
 
     # ------------------------------------------------------------------ the loop
 
@@ -310,6 +309,7 @@ class Sender:
         assert connection is not None
         assert welcome is not None
         self.metrics.sessions.add()
+        self.hooks.begun()
         other = self.identity.replica not in (None, welcome.replica)
         if self.identity.replica != welcome.replica:
             self.identity.replica = welcome.replica

@@ -8,7 +8,6 @@ process, and are taken over by the next one if they are just what it would attac
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import struct
 import sys
@@ -105,13 +104,11 @@ class BpfSensor(ABC):
             # What the process before had drained and not read was told under an epoch that ends here.
             self.fence()
             return
-        self._attached().map("filesystems").set(*self._watching(source))
+        self._attached().map("filesystems").set(
+            struct.pack("=I", source.kernel_dev), struct.pack("=BB", self._index, TYPES[source.fstype])
+        )
         if self._keeping is not None and self._build is not None:
             self._keep(self._keeping.pins, self._build)
-
-    def _watching(self, source: Watched) -> tuple[bytes, bytes]:
-        """The entry of the map `filesystems`."""
-        return struct.pack("=I", source.kernel_dev), struct.pack("=BB", self._index, TYPES[source.fstype])
 
     def _keep(self, pins: Pins, build: Build) -> None:
         """Pin everything, in place of what is there."""
@@ -188,7 +185,7 @@ class BpfSensor(ABC):
                 adopt=adopt,
             )
 
-        if attach and self._adopt(source, program, probes, processors):
+        if attach and self._adopt(program, probes, processors):
             return
         self._probes = probes
         try:
@@ -214,7 +211,6 @@ class BpfSensor(ABC):
 
     def _adopt(
         self,
-        source: Watched,
         program: Callable[[tuple[Pins, Signature]], Program],
         probes: Probes | None,
         processors: int,
@@ -234,9 +230,6 @@ class BpfSensor(ABC):
         self._probes = probes
         try:
             self._program = program((self._keeping.pins, left))
-            key, value = self._watching(source)
-            if self._program.map("filesystems").get(key) != value:
-                raise OSError(errno.ESTALE, "they watch another filesystem")
             self._readings = Readings(self._program, self._counters, probes, self._ring_bytes, processors)
             self._readings.ring.check()
         except (OSError, RingError) as fault:

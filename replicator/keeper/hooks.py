@@ -33,31 +33,36 @@ log = logging.getLogger(__name__)
 class Hooks:
     """Of one sender, which has its state directory locked."""
 
-    def __init__(self, keeping: Keeping | None, store: Store | None) -> None:
+    def __init__(self, keeping: Keeping | None, store: Store | None, detach: bool) -> None:
         self.keeping = keeping
         """For the sensor; None if its hooks cannot be kept."""
         self.store = store
         """For the names' queue; None if the sensor's hooks cannot be kept, which makes that useless."""
-        self.stay = True
-        """Whether `close` leaves them to the next sender."""
+        self._detach = detach
+        self._of_use = True
         self._adopted = {"bytes": False, "names": False}
 
     @classmethod
-    def open(cls, state: Path, source: SourceRoot, environ: MutableMapping[str, str] = os.environ) -> Self:
-        """Take what the sender before has left, if it has. EnvironmentFault if somebody else has it."""
+    def open(
+        cls, state: Path, source: SourceRoot, *, detach: bool = False, environ: MutableMapping[str, str] = os.environ
+    ) -> Self:
+        """Take what the sender before has left, if it has. EnvironmentFault if somebody else has it.
+
+        `detach`: leave nothing to the next one.
+        """
         store = _store(state, environ)
         try:
-            return cls(Keeping(Pins.open(state), mounted_as(source)), store)
+            return cls(Keeping(Pins.open(state), mounted_as(source)), store, detach)
         except Busy as busy:
             raise EnvironmentFault(f"{busy}: end it, and try again") from busy
         except NotKept as reason:
             log.warning("the hooks will end with this process: %s", reason)
             store.drop()
-            return cls(None, None)
+            return cls(None, None, detach)
 
     def tell(self, sensor: BpfSensor) -> None:
-        """The sensor is attached. New hooks do not stay until `stay` says so: the sender has to begin first."""
-        self.stay = sensor.adopted
+        """The sensor is attached."""
+        self._of_use = sensor.adopted
         self._adopted = dict.fromkeys(self._adopted, sensor.adopted)
         if sensor.adopted:
             log.info("the hooks of the sender before are taken over: nothing was missed meanwhile")
@@ -77,6 +82,10 @@ class Hooks:
         if names.not_kept:
             log.warning("the queue of name events will end with this process: %s", names.not_kept)
 
+    def begun(self) -> None:
+        """The sender has come so far that the next one can go on: until then new hooks do not stay."""
+        self._of_use = True
+
     def state(self) -> dict[str, bool]:
         """For `status`: "adopted": nothing was missed since the sender before; "kept": the next one can go on."""
         return {"adopted": all(self._adopted.values()), "kept": self.keeping is not None}
@@ -85,10 +94,11 @@ class Hooks:
         """Leave them, or remove them; the sensor and the queue are closed. EnvironmentFault if that cannot be."""
         if self.keeping is None:
             return
+        stay = self._of_use and not self._detach
         try:
-            if not self.stay and self.store is not None:
+            if not stay and self.store is not None:
                 self.store.drop()
-            if not self.stay or self.keeping.pins.signature() is None:
+            if not stay or self.keeping.pins.signature() is None:
                 _remove(self.keeping.pins)
         finally:
             self.keeping.pins.close()

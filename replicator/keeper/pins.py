@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _STATE: Final = "state"  # a symbolic link to the state directory
 _SIGNATURE: Final = "signature"
 _LENGTH: Final = 8
-_MAP_KEY: Final = bytes(4)
+_KEY_SIZE: Final = 4
 
 
 class Busy(Exception):
@@ -80,9 +80,11 @@ class Pins:
         """Say that everything is pinned, or pinned anew. OSError."""
         value = len(signature).to_bytes(_LENGTH, "little") + signature
         size = len(value) + -len(value) % 8
-        descriptor = bpf.create_map(bpf.MAP_ARRAY, len(_MAP_KEY), size, 1, bpf.MMAPABLE, "rsyncfs_sign")
+        descriptor = bpf.create_map(bpf.MAP_ARRAY, _KEY_SIZE, size, 1, bpf.MMAPABLE, "rsyncfs_sign")
         try:
-            bpf.update(descriptor, _MAP_KEY, value.ljust(size, b"\0"))
+            # In memory: while bpf(2) writes to a map, probes on this processor see nothing.
+            with mmap.mmap(descriptor, size) as memory:
+                memory[: len(value)] = value
             new = self.path / f"{_SIGNATURE}_new"
             new.unlink(missing_ok=True)
             bpf.pin(descriptor, new)
@@ -148,7 +150,7 @@ def _take(path: Path) -> int:
 
 
 def _read(descriptor: int, at: int, length: int) -> bytes:
-    """Bytes of a signature, from memory: bpf(2) would want to know its size first."""
+    """Bytes of a signature."""
     with mmap.mmap(descriptor, at + length, prot=mmap.PROT_READ) as memory:
         return memory[at : at + length]
 

@@ -53,7 +53,7 @@ class Watcher:
         sensor: str = "auto",
     ) -> None:
         self.source = SourceRoot.open(source)
-        self.hooks = Hooks.open(state, self.source, {} if environ is None else environ)
+        self.hooks = Hooks.open(state, self.source, environ={} if environ is None else environ)
         self.sensor: BpfSensor = select_sensor(
             sensor,
             self.source.fstype,
@@ -67,7 +67,7 @@ class Watcher:
         if not self.sensor.tells_names:
             self.names = Names(self.source, store=self.hooks.store, adopt=self.sensor.adopted)
             self.hooks.tell_names(self.names)
-        self.hooks.stay = True
+        self.hooks.begun()
         self._told: set[bytes] = set()
 
     @property

@@ -47,6 +47,20 @@ started: list[Process] = []
 """Every process that the running test has started or found running, for a failure's report."""
 
 
+def tidy() -> None:
+    """Forget those that have ended, and unhook what senders among them left."""
+    for process in started:
+        if not process.running() and process.words[0] == "send":
+            unhook(Path(process.words[process.words.index("--state") + 1]))
+    started[:] = [process for process in started if process.running()]
+
+
+def unhook(state: Path) -> None:
+    """Remove what a sender that has ended left in the kernel."""
+    code, said = _within("unhook", "--state", str(state))
+    assert code == 0, f"`unhook`: {code} {said}"
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that nobody had a moment ago."""
     with socket.socket() as probe:
@@ -354,8 +368,7 @@ class Pair:
 
     def unhook(self) -> None:
         """Remove what a sender that has ended left in the kernel."""
-        code, said = _within("unhook", "--state", str(self.send_state))
-        assert code == 0, f"`unhook`: {code} {said}"
+        unhook(self.send_state)
 
     def kill(self) -> None:
         """End both, asking nothing. Nothing stays in the kernel."""
