@@ -7,13 +7,11 @@ process, and are taken over by the next one if they are just what it would attac
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,20 +21,20 @@ from replicator.capture.commands import Command
 from replicator.capture.compile import compiled
 from replicator.capture.event import Events
 from replicator.capture.headers import CACHE
+from replicator.capture.keeping import Keeping
 from replicator.capture.kept import Build, Signature, digest
 from replicator.capture.layout import Hook
 from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Program
 from replicator.capture.maps import possible_processors
 from replicator.capture.notebook import SPEC
 from replicator.capture.preemption import preemptible
-from replicator.capture.probes import Probes, remove_events, room
+from replicator.capture.probes import Probes, room
 from replicator.capture.readings import Readings
 from replicator.capture.ring import Ring, RingError
 from replicator.capture.sensor import Coverage, Filesystem, Watched
 from replicator.capture.source import MOST_SPARES, AnyHook, assemble, target
 from replicator.capture.symbols import DIRECT_END, code_of
 from replicator.errors import EnvironmentFault
-from replicator.host import boot_id
 from replicator.keeper.pins import Pins
 from replicator.model import FileId
 
@@ -46,15 +44,6 @@ _INODE_KEY: Final = struct.Struct("=QQII")  # struct rsyncfs_inode_key
 
 RING_BYTES: Final = 16 * 1024 * 1024
 LOST_INODES: Final = 16384
-
-
-@dataclass(frozen=True, slots=True)
-class Keeping:
-    """Where hooks are kept, and what must not have changed meanwhile."""
-
-    pins: Pins
-    mounted: str
-    """Which mount of the filesystem it is; empty if that is not known: then nothing is taken over."""
 
 
 class BpfSensor(ABC):
@@ -108,18 +97,7 @@ class BpfSensor(ABC):
             struct.pack("=I", source.kernel_dev), struct.pack("=BB", self._index, TYPES[source.fstype])
         )
         if self._keeping is not None and self._build is not None:
-            self._keep(self._keeping.pins, self._build)
-
-    def _keep(self, pins: Pins, build: Build) -> None:
-        """Pin everything, in place of what is there."""
-        try:
-            left = _left(pins)
-            self._attached().keep(pins, build)
-            remove_events(() if left is None else left.events)
-        except (OSError, EnvironmentFault) as fault:
-            self.not_kept = str(fault)
-            with contextlib.suppress(OSError):
-                pins.clear()
+            self.not_kept = self._keeping.keep(self._attached(), self._build)
 
     def trial(self, fstype: str) -> list[Coverage]:
         """What would be in place on a filesystem of this type: everything is loaded, and removed again."""
@@ -169,7 +147,9 @@ class BpfSensor(ABC):
             "trampolines": trampolines,
             "probes": probes and room(),
         }
-        self._build = self._built(source, digest(assembly.text, made, decided))
+        if self._keeping is not None:
+            programs = digest(assembly.text, made, decided)
+            self._build = self._keeping.build(source, type(self).__name__, programs)
 
         def program(adopt: tuple[Pins, Signature] | None = None) -> Program:
             return Program(
@@ -197,18 +177,6 @@ class BpfSensor(ABC):
             self.close()
             raise
 
-    def _built(self, source: Watched, programs: str) -> Build | None:
-        """What these hooks are; None if they are not to be kept."""
-        if self._keeping is None:
-            return None
-        return Build(
-            programs,
-            type(self).__name__,
-            f"{source.fstype} {source.kernel_dev} {self._keeping.mounted}",
-            self._keeping.pins.state,
-            boot_id(),
-        )
-
     def _adopt(
         self,
         program: Callable[[tuple[Pins, Signature]], Program],
@@ -218,13 +186,8 @@ class BpfSensor(ABC):
         """Take over what an earlier process left, if it is just what is wanted, whole and sound."""
         if self._keeping is None or self._build is None:
             return False
-        left = _left(self._keeping.pins)
+        left, self.not_adopted = self._keeping.left(self._build)
         if left is None:
-            return False
-        self.not_adopted = left.build.difference(self._build) or ""
-        if not self._keeping.mounted:
-            self.not_adopted = "it is not known whether the filesystem was unmounted since"
-        if self.not_adopted:
             return False
         assert self._counters is not None
         self._probes = probes
@@ -343,15 +306,6 @@ class BpfSensor(ABC):
 
     def _mapped(self) -> Ring:
         return self._read().ring
-
-
-def _left(pins: Pins) -> Signature | None:
-    """What an earlier process left there, if it is whole and of a version that can be read."""
-    data = pins.signature()
-    try:
-        return None if data is None else Signature.load(data)
-    except ValueError:
-        return None
 
 
 def described(hook: AnyHook) -> str:

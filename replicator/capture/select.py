@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from replicator.capture import tracepoint, vfs
 from replicator.capture.bpf import bpf_refusal
-from replicator.capture.bpf_sensor import LOST_INODES, RING_BYTES, BpfSensor, Keeping
+from replicator.capture.bpf_sensor import LOST_INODES, RING_BYTES, BpfSensor
 from replicator.capture.compile import kernel_types
+from replicator.capture.keeping import Keeping
 from replicator.capture.sensor import Sensor
 from replicator.capture.tracepoint import TracepointSensor
 from replicator.capture.vfs import VfsSensor

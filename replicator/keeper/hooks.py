@@ -14,10 +14,9 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Self
 
-from replicator.capture.bpf_sensor import BpfSensor, Keeping
-from replicator.capture.kept import Signature
+from replicator.capture.bpf_sensor import BpfSensor
+from replicator.capture.keeping import Keeping
 from replicator.capture.names import Names
-from replicator.capture.probes import remove_events
 from replicator.errors import EnvironmentFault
 from replicator.keeper.bpffs import NotKept
 from replicator.keeper.holding import HolderStore
@@ -99,7 +98,7 @@ class Hooks:
             if not stay and self.store is not None:
                 self.store.drop()
             if not stay or self.keeping.pins.signature() is None:
-                _remove(self.keeping.pins)
+                _remove(self.keeping)
         finally:
             self.keeping.pins.close()
 
@@ -111,7 +110,7 @@ def unhook(state: Path) -> None:
         try:
             with left_behind(state) as pins:
                 if pins is not None:
-                    _remove(pins)
+                    _remove(Keeping(pins, ""))
         except Busy as busy:
             raise EnvironmentFault(f"{busy}: end it, and try again") from busy
 
@@ -126,15 +125,11 @@ def _store(state: Path, environ: MutableMapping[str, str]) -> Store:
     return SystemdStore(address, left)
 
 
-def _remove(pins: Pins) -> None:
+def _remove(keeping: Keeping) -> None:
     try:
-        signature = pins.signature()
-        pins.remove()
+        keeping.remove()
     except OSError as error:
-        raise EnvironmentFault(f"cannot remove the hooks in {pins.path}: {error}; try again as root") from error
-    if signature is not None:
-        with contextlib.suppress(ValueError):
-            remove_events(Signature.load(signature).events)
+        raise EnvironmentFault(f"cannot remove the hooks in {keeping.pins.path}: {error}; try again as root") from error
 
 
 @contextlib.contextmanager
