@@ -89,8 +89,13 @@ def send(
     tls_cert: CertificateOption = None,
     tls_key: KeyOption = None,
     tls_ca: AuthorityOption = None,
+    detach_hooks: Annotated[
+        bool, typer.Option("--detach-hooks", help="Leave nothing in the kernel when stopped: the next start compares.")
+    ] = False,
+    ring_bytes: Annotated[int | None, typer.Option("--ring-bytes", hidden=True)] = None,
+    lost_inodes: Annotated[int | None, typer.Option("--lost-inodes", hidden=True)] = None,
 ) -> None:
-    """Replicate a directory to a receiver, live."""
+    """Replicate a directory to a receiver, live. When it stops, its hooks stay for the next start; see unhook."""
     from replicator.link.address import parse_address, resolve
     from replicator.link.tls import require_tls, tls_files
     from replicator.scan.select import check_way
@@ -103,7 +108,17 @@ def send(
     if files is None:
         require_tls(target, resolve(target), None)
     options = SendOptions(
-        source.absolute(), target, state.absolute(), metrics, sensor, scan, tuple(exclude or ()), files
+        source.absolute(),
+        target,
+        state.absolute(),
+        metrics,
+        sensor,
+        scan,
+        tuple(exclude or ()),
+        files,
+        detach_hooks,
+        ring_bytes,
+        lost_inodes,
     )
     sender = Sender(options, _say_ready)
     _serve(sender, metrics, sender.metrics.registry, lambda: None)
@@ -182,6 +197,15 @@ def trace(path: Annotated[Path, typer.Argument(metavar="PATH")], json: JsonOptio
 
     _as_root()
     _serve(Tracer(path.absolute(), as_json=json), None, None, lambda: None)
+
+
+@app.command()
+def unhook(state: StateOption = _SEND_STATE) -> None:
+    """Remove the hooks that a stopped sender left in the kernel."""
+    from replicator.keeper.hooks import unhook as remove
+
+    _as_root()
+    remove(state.absolute())
 
 
 @app.command()

@@ -23,6 +23,11 @@ class SendOptions:
     scan: str = "auto"
     exclude: tuple[str, ...] = ()
     tls: TlsFiles | None = None
+    detach_hooks: bool = False
+    """A clean stop leaves nothing in the kernel."""
+    ring_bytes: int | None = None
+    lost_inodes: int | None = None
+    """See `BpfSensor`."""
 
 
 @dataclass(frozen=True, slots=True)

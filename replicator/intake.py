@@ -50,25 +50,26 @@ class Intake:
         self._metrics = metrics
         self._journal = journal
         self._survey = survey
-        self._losses: dict[str, int] = {}
+        self._losses = sensor.acknowledged()
         self._sound = self._named = time.monotonic_ns()
 
     def take_names(self, now: int) -> None:
         """Take what is in the names' queue now: looks for the resolver, attributes for the table."""
-        if self._names is None:
-            return
-        looks = self._names.drain_queued()
-        sound, self._named = self._named, now
-        if not looks:
-            return
-        if Overflow() in looks:
-            self._lost(sound - SOON, now, content=False)
-        self._journal.marks(looks, now)
-        for look in looks:
-            self._look(look, now)
-        inodes = sum(isinstance(look, InodeLook) for look in looks)
-        self._metrics.events.add("inode", inodes)
-        self._metrics.events.add("name", len(looks) - inodes)
+        while self._names is not None:
+            looks = self._names.drain_queued()
+            sound, self._named = self._named, now
+            if Overflow() in looks:
+                self._lost(sound - SOON, now, content=False)
+            self._journal.marks(looks, now)
+            self._names.advance()
+            for look in looks:
+                self._look(look, now)
+            if looks:
+                inodes = sum(isinstance(look, InodeLook) for look in looks)
+                self._metrics.events.add("inode", inodes)
+                self._metrics.events.add("name", len(looks) - inodes)
+            if not self._names.behind:
+                return
 
     def _look(self, look: Look, since: int, *, force: bool = False) -> None:
         index, resolver = self._outbox.index, self._outbox.resolver
@@ -152,7 +153,8 @@ class Intake:
             self._outbox.forget_told(now - LATE)
             return
         outbox = self._outbox
-        lost = [id for id in self._sensor.lost_inodes() if outbox.index.is_member(id)]
+        named = self._sensor.lost_inodes()
+        lost = [id for id in named if outbox.index.is_member(id)]
         self._journal.marks((Whole(id) for id in lost), now)
         for id in lost:
             outbox.table.mark(id, now).mark_whole()
@@ -164,6 +166,8 @@ class Intake:
             self._metrics.resyncs.add("events_lost")
             self._lost(sound - (LATE if "probe_missed" in grown else SOON), now, content=True)
             self._survey(True)
+        self._sensor.forget_lost(named)
+        self._sensor.acknowledge(losses)
 
     def _lost(self, since: int, now: int, *, content: bool) -> None:
         """Changes since then may have been lost, nobody knows of what."""

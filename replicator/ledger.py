@@ -27,11 +27,8 @@ from replicator.work import Worker
 
 log = logging.getLogger(__name__)
 
-_EVERY: Final = 250_000_000  # ns
 _AGAIN: Final = 5_000_000_000  # ns
 _SYNC: Final = 1_000_000_000  # ns
-_MANY: Final = 4096
-"""Epochs that the index takes over at once, however lately it did."""
 _EPOCHS: Final = 1 << 24
 """Numbers of epochs that are reserved at a time."""
 
@@ -126,8 +123,8 @@ class Ledger:
         self._scanned = True
 
     def turn(self, outbox: Outbox, now: int) -> None:
-        """To be called in every turn of the loop."""
-        if now >= self._next_write or len(outbox.told) >= _MANY:
+        """To be called a few times a second, after it was seen that the kernel has lost nothing."""
+        if now >= self._next_write:
             self._write(outbox, now)
         if self._journal is None:
             return
@@ -158,7 +155,6 @@ class Ledger:
     def _write(self, outbox: Outbox, now: int) -> None:
         if self._writing:
             return
-        self._next_write = now + _EVERY
         self._told += outbox.take_told()
         settled = self._journal.settled() if self._journal is not None else 0
         told, meta = list(self._told), self._meta()

@@ -77,6 +77,7 @@ class Requests:
             "connected": sender.uplink.connection is not None,
             "waiting_for": sender.uplink.waiting_for,
             "sensor": sensor_name(sender.sensor),
+            "hooks": sender.hooks.state(),
             "files": len(sender.index),
             "dirty_files": len(sender.table) + outbox.reading,
             "dirty_bytes": outbox.dirty_bytes(),

@@ -36,6 +36,7 @@ from replicator.errors import EnvironmentFault, RemoteError
 from replicator.host import ancestors, boot_id
 from replicator.intake import Intake
 from replicator.journal.marks import Mark, Whole
+from replicator.keeper.hooks import Hooks
 from replicator.ledger import Ledger
 from replicator.link import message as m
 from replicator.link.connection import LinkLost
@@ -94,9 +95,20 @@ class Sender:
         self.ledger = Ledger(self.state.path, {"root": self.source.id.text(), "exclude": options.exclude})
         defer(self.ledger.close)
         self.metrics = SenderMetrics()
-        self.sensor: Sensor = select_sensor(options.sensor, self.source.fstype)
-        self.sensor.attach(self.source)
-        defer(self.sensor.close)
+        self.hooks = Hooks.open(options.state, self.source, detach=options.detach_hooks)
+        defer(self.hooks.close)
+        sensor = select_sensor(
+            options.sensor,
+            self.source.fstype,
+            ring_bytes=options.ring_bytes,
+            lost_inodes=options.lost_inodes,
+            keeping=self.hooks.keeping,
+        )
+        defer(sensor.close)
+        sensor.attach(self.source)
+        self.hooks.tell(sensor)
+        self.sensor: Sensor = sensor
+        self.metrics.hooks_adopted.set(1 if sensor.adopted else 0)
         self.metrics.sensor.info({"sensor": sensor_name(self.sensor)})
         coverage = self.sensor.coverage()
         for limit in limits(self.source.fstype, coverage):
@@ -107,11 +119,15 @@ class Sender:
                     "%s is not hooked: %s; what others do not tell of it is seen late", item.mechanism, item.reason
                 )
         modify = any(item.mechanism == MODIFY for item in coverage)
-        names = None if self.sensor.tells_names else Names(self.source, modify=modify)
-        if names is not None:
+        names = None
+        if not sensor.tells_names:
+            names = Names(self.source, modify=modify, store=self.hooks.store, adopt=sensor.adopted)
             defer(names.close)
+            self.hooks.tell_names(names)
         # Pages that were dirty before the hooks were attached stay silent until they are clean.
-        syscalls.syncfs(self.source.read_fd)
+        if not sensor.adopted:
+            syscalls.syncfs(self.source.read_fd)
+        self._gap = not sensor.adopted or not (names is None or names.adopted)
         cgroups = Cgroups()
         defer(cgroups.close)
         self.outbox = Outbox(
@@ -177,8 +193,9 @@ class Sender:
         else:
             self.intake.restore(items)
             self.journal.restored_all()
-        self.metrics.resyncs.add("gap")
-        self.catchup.survey()
+        if self._gap or items is None:
+            self.metrics.resyncs.add("gap")
+            self.catchup.survey()
         self.journal.begin(now, anew=items is None)
         if self.catchup.busy:
             self.journal.marks([Overflow()], now)
@@ -219,13 +236,12 @@ class Sender:
             if self.phase in ("sending", "ready") and self.uplink.connection is not None:
                 self.comparison.ask_names()
             self._advance(now)
-            self.ledger.turn(self.outbox, now)
             self._housekeep(now)
             self.uplink.retune()
             self.control.retune()
 
     def close(self) -> None:
-        """Detach everything."""
+        """Give everything back; hooks stay for the next sender, unless this one was told otherwise."""
         self._stack.close()
 
     def _patience(self) -> float:
@@ -346,6 +362,7 @@ class Sender:
         assert connection is not None
         assert welcome is not None
         self.metrics.sessions.add()
+        self.hooks.begun()
         if connection.session.ahead:
             log.warning("the replica has more than this sender remembers: was its state directory set back?")
             self.ledger.renew()
@@ -452,6 +469,7 @@ class Sender:
                 "replica; mount it again and start the sender"
             )
         self.intake.check_losses()
+        self.ledger.turn(self.outbox, now)  # what was told is relied on only if nothing was lost of it
         self.journal.tick(now)
         self.outbox.settle(now)
         metrics = self.metrics

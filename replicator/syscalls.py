@@ -74,6 +74,9 @@ MOUNT_ATTR_NODEV: Final = 0x04
 MOUNT_ATTR_NOATIME: Final = 0x10
 MOUNT_ATTR__ATIME: Final = 0x70
 MS_PRIVATE: Final = 1 << 18
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
 
 UTIME_OMIT: Final = (1 << 30) - 2
 
@@ -130,6 +133,8 @@ _statx_at = _function_at("statx", c_int, c_void_p, c_int, c_uint, c_void_p)
 _utimensat = _function("utimensat", c_int, c_char_p, c_char_p, c_int)
 _fanotify_init = _function("fanotify_init", c_uint, c_uint)
 _fanotify_mark = _function("fanotify_mark", c_int, c_uint, c_uint64, c_int, c_char_p)
+_mlock = _function("mlock", c_void_p, c_size_t)
+_mount = _function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _membarrier = _syscall(c_int, c_uint, c_int)
 _openat2 = _syscall(c_int, c_char_p, c_char_p, c_size_t)
 _open_tree = _syscall(c_int, c_char_p, c_uint)
@@ -250,6 +255,12 @@ def membarrier(command: int = MEMBARRIER_CMD_GLOBAL) -> int:
     return result
 
 
+def mlock(address: int, length: int) -> None:
+    """Keep pages of this process in memory. EPERM or ENOMEM beyond the limit on locked memory."""
+    if _mlock(address, length) < 0:
+        _fail()
+
+
 _TIMES = struct.Struct("=qqqq")
 
 
@@ -289,6 +300,12 @@ def mount_setattr(fd: int, attributes: int, propagation: int = 0) -> None:
     packed = struct.pack("=QQQQ", attributes, clear, propagation, 0)
     if _mount_setattr(_NR_MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH, packed, len(packed)) < 0:
         _fail()
+
+
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int, options: bytes) -> None:
+    """Mount a filesystem where everybody sees it."""
+    if _mount(source, target, fstype, flags, options) < 0:
+        _fail(target)
 
 
 def mount_detached(fstype: bytes, source: bytes, options: dict[bytes, bytes | None], attributes: int = 0) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ class Sensor:
         self.records: list[Events] = []
         self.told: list[bytes] = []
         self.lost: dict[str, int] = {}
+        self.known: dict[str, int] = {}
         self.inodes: list[FileId] = []
         self.epoch = 0
 
@@ -60,8 +62,17 @@ class Sensor:
         return self.lost
 
     def lost_inodes(self) -> list[FileId]:
-        inodes, self.inodes = self.inodes, []
-        return inodes
+        return list(self.inodes)
+
+    def forget_lost(self, ids: Iterable[FileId]) -> None:
+        self.inodes = [id for id in self.inodes if id not in ids]
+
+    def acknowledged(self) -> dict[str, int]:
+        return self.known
+
+    def acknowledge(self, losses: dict[str, int]) -> None:
+        assert not self.inodes, "what was lost is not known to the next process then"
+        self.known = dict(losses)
 
     def fence(self) -> int:
         self.epoch += 1
@@ -78,7 +89,11 @@ class World:
         index.bind(Slot(SUB, b"link"), FILE, Kind.FILE)
         self.surveys = 0
         self.journal = Journal(directory / "journal", 1, self.outbox.generations, self.outbox.owed)
-        self.intake = Intake(cast(Any, self.sensor), None, self.outbox, SenderMetrics(), self.journal, self.survey)
+        self.intake = self.another()
+
+    def another(self) -> Intake:
+        """Of a process that takes over."""
+        return Intake(cast(Any, self.sensor), None, self.outbox, SenderMetrics(), self.journal, self.survey)
 
     def survey(self, content: bool) -> None:
         self.surveys += content
@@ -130,6 +145,18 @@ def test_a_lost_record_of_a_directory_has_it_listed(scratch: Path) -> None:
     owed = world.outbox.table.get(FILE)
     assert owed is not None
     assert owed.whole
+
+
+def test_a_loss_is_acted_on_once_also_by_the_process_after(scratch: Path) -> None:
+    world = World(scratch)
+    world.sensor.lost, world.sensor.inodes = {"ring_full": 2}, [FILE]
+    world.intake.check_losses()
+    assert world.sensor.known == {"ring_full": 2}
+    assert world.sensor.inodes == []
+    read(world, FILE, time.monotonic_ns())
+    for intake in (world.intake, world.another()):
+        intake.check_losses()
+        assert FILE not in world.outbox.table
 
 
 def test_a_loss_without_a_name_is_looked_for_everywhere(scratch: Path) -> None:
