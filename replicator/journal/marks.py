@@ -29,13 +29,7 @@ class Partial(NamedTuple):
     check: bool
 
 
-class Dead(NamedTuple):
-    """This inode may be dead: if it is, the replica is to be told."""
-
-    id: FileId
-
-
-Mark = Look | Whole | Partial | Dead
+Mark = Look | Whole | Partial
 
 
 def encode(mark: Mark) -> list[Any]:
@@ -53,8 +47,6 @@ def encode(mark: Mark) -> list[Any]:
             return ["all"]
         case Whole(id):
             return ["whole", id.text()]
-        case Dead(id):
-            return ["dead", id.text()]
         case Partial(id, ranges, folios, lowest, mapped, holes, check):
             return ["owed", id.text(), ranges, folios, lowest, mapped, holes, check]
 
@@ -75,8 +67,6 @@ def decode(value: Any) -> Mark:
                 return Overflow()
             case ["whole", str(id)]:
                 return Whole(FileId.parse(id))
-            case ["dead", str(id)]:
-                return Dead(FileId.parse(id))
             case ["owed", str(id), [*ranges], [*folios], int() | None as lowest, bool(m), bool(h), bool(check)]:
                 return Partial(FileId.parse(id), _ranges(ranges), _ranges(folios), lowest, m, h, check)
     except UnicodeEncodeError as error:

@@ -28,7 +28,7 @@ from replicator.capture.names import InodeLook, ListLook, Overflow, SlotLook
 from replicator.dirty.generations import Generations
 from replicator.dirty.merge import merge
 from replicator.journal.journal import Journal
-from replicator.journal.marks import Dead, Mark, Partial, Whole
+from replicator.journal.marks import Mark, Partial, Whole
 from replicator.model import Answer, Facts, FileId, Kind, Slot
 from replicator.scan import INODE
 from replicator.source.flight import Flush
@@ -238,8 +238,6 @@ class Sender:
         self.outbox.succeeding = True
         self.outbox.outsiders.forget()
         items = self.journal.restored()
-        for id in self.outbox.index.nameless():
-            self.outbox.resolver.doubt(id, self.now)
         for item in items or ():
             if not isinstance(item, list):
                 self._merge(item)
@@ -268,7 +266,7 @@ class Sender:
                 self.outbox.compare_names(id, self.now)
             case Overflow():
                 self.begin_survey()
-            case Whole() | Partial() | Dead():
+            case Whole() | Partial():
                 self.outbox.restore(mark, self.now)
 
     def _owed(self) -> Iterator[Mark]:
@@ -384,6 +382,8 @@ class Sender:
         self.looked = True
         if self.phase == "scanning" and not self.outbox.resolver.workable and self._token is None:
             self.outbox.resolver.complete = True
+            for id in self.outbox.index.nameless():
+                self.outbox.resolver.doubt(id, self.now)
             self.phase = "sending"
             self._after_all(self._scanned)
 
