@@ -18,11 +18,14 @@ from unittest import mock
 
 import numpy as np
 
+import replicator.mirror.plan as plan_module
 import replicator.source.pages as pages_module
 import replicator.source.read as read_module
 from replicator.barrier import Barriers
 from replicator.capture.event import EVENT, EventFlag, EventKind
 from replicator.dirty.merge import merge
+from replicator.dirty.ranges import RangeSet
+from replicator.dirty.table import Owed
 from replicator.model import Facts, FileId, Kind, Slot
 from replicator.source.flight import Flush
 from replicator.source.outbox import Outbox, Payload
@@ -35,6 +38,8 @@ from tests.model.world import World
 
 BLOCK = 2
 """Bytes in a block of the simulated files: what a hole is made of."""
+COMPARED_FROM = 3
+"""Bytes of a file from which on it is compared instead of sent."""
 SLICE = 5
 """Bytes the reader takes at once: most files take more than one slice."""
 _FORMATS = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
@@ -55,32 +60,32 @@ class SourceCalls:
         self._rng = rng
         self._open: dict[int, Node] = {}
 
-    def _meanwhile(self) -> None:
+    def meanwhile(self) -> None:
         if self._rng.random() < self.restless:
             self.world.act()
 
     # ---- the namespace
 
     def lookup(self, slot: Slot) -> Found | None:
-        self._meanwhile()
+        self.meanwhile()
         directory = self.world.node(slot.parent)
         node = directory.names.get(slot.name) if directory else None
         return Found(node.id, node.kind) if node else None
 
     def names(self, directory: FileId) -> Sequence[bytes] | None:
-        self._meanwhile()
+        self.meanwhile()
         node = self.world.node(directory)
         return list(node.names) if node and node.nlink else None
 
     def alive(self, id: FileId) -> bool:
-        self._meanwhile()
+        self.meanwhile()
         node = self.world.node(id)
         return node is not None and node.nlink > 0
 
     # ---- the source root
 
     def open_to_read(self, id: FileId) -> int:
-        self._meanwhile()
+        self.meanwhile()
         node = self.world.node(id)
         if node is None:
             raise Stale(id)
@@ -94,7 +99,7 @@ class SourceCalls:
         del self._open[fd]
 
     def fstat(self, fd: int) -> SimpleNamespace:
-        self._meanwhile()
+        self.meanwhile()
         node = self._open[fd]
         return SimpleNamespace(
             st_mode=_FORMATS[node.kind] | node.mode,
@@ -108,11 +113,11 @@ class SourceCalls:
         )
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
-        self._meanwhile()
+        self.meanwhile()
         return bytes(self._open[fd].data[offset : offset + length])
 
     def lseek(self, fd: int, offset: int, whence: int) -> int:
-        self._meanwhile()
+        self.meanwhile()
         data = self._open[fd].data
         if offset >= len(data):
             raise OSError(errno.ENXIO, "beyond the end")
@@ -132,12 +137,12 @@ class SourceCalls:
         return dict(self._open[fd].xattrs)
 
     def membarrier(self) -> None:
-        self._meanwhile()
+        self.meanwhile()
 
     def sync_file_range(self, fd: int, start: int, length: int, _flags: int) -> None:
-        self._meanwhile()
+        self.meanwhile()
         self.world.clean(self._open[fd], start, start + length)
-        self._meanwhile()
+        self.meanwhile()
 
     # ---- time
 
@@ -160,6 +165,7 @@ def small_scale() -> Iterator[None]:
         for name in ("os", "syscalls", "time"):
             stack.enter_context(mock.patch.object(read_module, name, current))
         stack.enter_context(mock.patch.object(pages_module, "PAGE", BLOCK))
+        stack.enter_context(mock.patch.object(plan_module, "COMPARED_FROM", COMPARED_FROM))
         for name, value in (("SLICE", SLICE), ("HOLES_FROM", 6), ("PAGE", BLOCK), ("BEYOND_TRIES", 1)):
             stack.enter_context(mock.patch.object(read_module, name, value))
         yield
@@ -189,6 +195,25 @@ class Nameless:
     found: list[FileId] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Content:
+    """A question: where does the replica's content differ from this? And the answer."""
+
+    owed: Owed
+    data: bytes
+    found: list[tuple[int, int]] | None = None
+    """None if the replica has no such file."""
+
+    def judge(self, data: bytes | None) -> None:
+        if data is None:
+            return
+        blocks = [(at, min(at + BLOCK, len(self.data))) for at in range(0, len(self.data), BLOCK)]
+        self.found = [(start, end) for start, end in blocks if self.data[start:end] != data[start:end]]
+
+
+Question = Names | Nameless | Content
+
+
 class Sender:
     """One instance of the sender: lives until its process ends."""
 
@@ -198,7 +223,7 @@ class Sender:
         self.calls = calls
         self.outbox = Outbox(world.root, world.exclude, calls.time_ns)
         self.barriers = Barriers(self.outbox.generations)
-        self.questions: list[Names | Nameless] = []
+        self.questions: list[Question] = []
         self.phase = "scanning"
         self.turn = 0
         self.looked = False
@@ -302,8 +327,14 @@ class Sender:
     def _ask_nameless(self) -> None:
         self.questions.append(Nameless())
 
-    def hear(self, reply: Names | Nameless) -> None:
+    def hear(self, reply: Question) -> None:
         """What the receiver has, asked for in the stream of epochs."""
+        if isinstance(reply, Content):
+            if reply.found is None:
+                self.outbox.not_compared(reply.owed, self.now, whole=True)
+            else:
+                self.outbox.compared(reply.owed, RangeSet(reply.found), len(reply.data))
+            return
         if isinstance(reply, Names):
             compared, self._comparing = self._comparing, {}
             for directory, names in reply.found.items():
@@ -323,7 +354,22 @@ class Sender:
             self.outbox.checking = False
             self.phase = "ready"
 
-    def disconnected(self, unanswered: Sequence[Names | Nameless]) -> None:
+    def compare_content(self) -> None:
+        """Have a file in doubt compared, as it is now: with its mappings written out, and nobody within a write."""
+        for owed in self.outbox.doubts.begin(1):
+            node = self.world.node(owed.id)
+            if node is None or not node.nlink:
+                self.outbox.gone_while_compared(owed)
+                continue
+            self.world.clean(node, 0, len(node.data))
+            self.calls.meanwhile()
+            self.questions.append(Content(owed, bytes(node.data)))
+
+    def records_lost(self) -> None:
+        """The ring overflowed: nobody knows what was written."""
+        self.outbox.compare_all(self.now, 0)
+
+    def disconnected(self, unanswered: Sequence[Question]) -> None:
         self.outbox.disconnected()
         self.pages.clear()
         for question in unanswered:
@@ -332,7 +378,7 @@ class Sender:
                 for id, due in compared.items():
                     self.outbox.compare_names(id, due.since, due.generation)
                     self.outbox.generations.release(due.generation)
-            else:
+            elif isinstance(question, Nameless):
                 self.phase = "scanning"
 
     def compose(self) -> tuple[Facts, Payload] | None:
