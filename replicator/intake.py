@@ -119,10 +119,10 @@ class Intake:
             return
         lost = [id for id in self._sensor.lost_inodes() if self._outbox.index.is_member(id)]
         for id in lost:
-            self._outbox.table.mark(id, now).mark_whole()
+            self._outbox.doubt(id, now)
             if self._outbox.index.is_directory(id):
                 self._outbox.resolver.list(id, now)
-        log.warning("the kernel dropped events (%s): %d files are read again", ", ".join(sorted(grown)), len(lost))
+        log.warning("the kernel dropped events (%s): %d files are compared", ", ".join(sorted(grown)), len(lost))
         if grown & NAMELESS_LOSSES:
             log.warning("it is not known of which files: all are compared with the replica")
             self._metrics.resyncs.add("events_lost")

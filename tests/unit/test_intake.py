@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from replicator.capture.event import EVENT, EventFlag, EventKind, Events
+from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import Owed
 from replicator.intake import LATE, SOON, Intake
-from replicator.model import Attributes, FileId, InodeFact, Kind, Slot
+from replicator.model import Answer, Attributes, FileId, InodeFact, Kind, Slot
 from replicator.observe.metrics import SenderMetrics
 from replicator.source.flight import Flush, Part
 from replicator.source.outbox import Outbox
@@ -122,7 +123,7 @@ def test_a_lost_record_of_a_directory_has_it_listed() -> None:
     assert world.lists == {SUB}
     owed = world.outbox.table.get(FILE)
     assert owed is not None
-    assert owed.whole
+    assert owed.deep
 
 
 def test_a_loss_without_a_name_has_everything_compared_and_listed() -> None:
@@ -140,7 +141,9 @@ def read(world: World, id: FileId, at: int) -> Flush:
     attributes = Attributes(0o644, 0, 0, 0, 0)
     for flush in flushes.values():
         kind = Kind.FILE if flush.owed.id == FILE else Kind.DIRECTORY
-        world.outbox.read_done(Part(flush, InodeFact(flush.owed.id, kind, attributes, 0), []), at)
+        world.outbox.read_done(
+            Part(flush, InodeFact(flush.owed.id, kind, attributes, 0, check=flush.owed.check), []), at
+        )
     while world.outbox.compose() is not None:
         pass
     return flushes[id]
@@ -165,42 +168,55 @@ def test_a_loss_of_nobody_knows_what_has_everything_compared() -> None:
     assert world.lists == {ROOT, SUB}
 
 
-def test_what_is_owed_besides_a_loss_is_sent_whole() -> None:
-    """To compare it would be too late: with the bytes that are known its times arrive."""
+def test_what_is_owed_besides_a_loss_is_compared_block_by_block() -> None:
+    """To compare its times would be too late: with the bytes that are known they arrive."""
     world = World()
     world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
     lose(world)
-    assert read(world, FILE, time.monotonic_ns()).owed.whole
+    assert read(world, FILE, time.monotonic_ns()).owed.deep
 
 
-def test_what_was_read_since_the_last_sound_moment_is_sent_whole() -> None:
+def test_what_was_read_since_the_last_sound_moment_is_compared_block_by_block() -> None:
     """The loss may be older than the read, which then carried the times of what was lost."""
     world = World()
     world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
-    assert not read(world, FILE, time.monotonic_ns()).owed.whole
+    assert not read(world, FILE, time.monotonic_ns()).owed.deep
     lose(world)
-    assert owed(world).whole
-    assert not owed(world, SUB).whole
+    assert owed(world).deep
+    assert not owed(world, SUB).deep
 
 
-def test_what_is_being_read_when_a_loss_is_found_is_sent_whole_afterwards() -> None:
+def test_what_is_being_read_when_a_loss_is_found_is_compared_block_by_block_afterwards() -> None:
     world = World()
     world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
     assert [flush.owed.id for flush in world.outbox.next_reads(1, 100)] == [FILE]
     lose(world)
-    assert owed(world).whole
+    assert owed(world).deep
 
 
 @pytest.mark.parametrize(("cause", "within"), [("recursion", SOON), ("lost_map_full", SOON), ("probe_missed", LATE)])
-def test_what_was_read_long_before_a_loss_is_compared(cause: str, within: int) -> None:
-    for age, whole in ((within - SOON // 2, True), (within + SOON, False)):
+def test_what_was_read_long_before_a_loss_is_compared_by_its_times(cause: str, within: int) -> None:
+    for age, deep in ((within - SOON // 2, True), (within + SOON, False)):
         world = World()
         world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
         read(world, FILE, time.monotonic_ns() - age)
         world.sensor.lost = {cause: 1}
         world.intake.check_losses()
         assert owed(world).check
-        assert owed(world).whole is whole
+        assert owed(world).deep is deep
+
+
+def test_what_is_compared_when_a_loss_is_found_is_compared_anew() -> None:
+    """Its blocks may have been read before what was lost, and the last word carries its times."""
+    world = World()
+    world.outbox.doubt(FILE, 1)
+    read(world, FILE, time.monotonic_ns() - LATE - SOON)
+    world.outbox.applied(Answer(world.outbox.last_epoch, doubts=(FILE,)), 0)
+    (compared,) = world.outbox.doubts.begin(1)
+    world.sensor.lost = {"recursion": 1}
+    world.intake.check_losses()
+    world.outbox.compared(compared, RangeSet(), 0)
+    assert owed(world).deep
 
 
 def test_reads_are_remembered_no_longer_than_a_loss_may_be_late() -> None:
