@@ -133,29 +133,20 @@ def status(state: StateOption = _SEND_STATE, json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(state: StateOption = _SEND_STATE, json: JsonOption = False) -> None:
-    """Compare both sides; 0 if they are identical, 1 if not, with each difference listed."""
+def verify(
+    state: StateOption = _SEND_STATE,
+    json: JsonOption = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is different, and compare that again.")] = False,
+) -> None:
+    """Compare both sides; 0 if they are identical (with --repair: now), 1 if not, with each difference listed."""
     from replicator.observe.control import ask
+    from replicator.verify.report import Report
 
-    differences: list[dict[str, Any]] = []
-    summary: dict[str, Any] = {}
-    for answer in ask(state, {"op": "verify"}):
+    report = Report(json=json, repair=repair)
+    for answer in ask(state, {"op": "verify", "repair": repair}):
         _raise_error(answer)
-        if answer.pop("done", False):
-            summary = answer
-        else:
-            differences.append(answer)
-            if not json:
-                typer.echo(f"{answer['kind']}: {answer['path']}")
-    identical = bool(summary.get("identical"))
-    if json:
-        typer.echo(orjson.dumps({**summary, "differences": differences}).decode())
-    else:
-        verdict = "identical" if identical else f"different: {summary['different']} differences"
-        unsettled = summary.get("unsettled", 0)
-        more = f"; {unsettled} were being written all the time and could not be judged" if unsettled else ""
-        typer.echo(f"{verdict} ({summary['files']} files, {summary['bytes']} bytes compared){more}")
-    raise typer.Exit(0 if identical else 1)
+        report.take(answer)
+    raise typer.Exit(0 if report.good else 1)
 
 
 @app.command()

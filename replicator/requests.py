@@ -11,7 +11,7 @@ from replicator.capture.select import sensor_name
 from replicator.observe.control import Caller
 from replicator.observe.log import printable
 from replicator.source.backlog import writers
-from replicator.verify import Verification
+from replicator.verify.verification import Verification
 
 if TYPE_CHECKING:
     from replicator.sender import Sender
@@ -35,7 +35,7 @@ class Requests:
             case "status":
                 caller.answer(self._status())
             case "verify":
-                self._verify(caller)
+                self._verify(caller, repair=request.get("repair") is True)
             case _:
                 caller.answer({"error": "this version does not know that request"})
 
@@ -48,8 +48,13 @@ class Requests:
             lambda: caller.answer({"seconds": time.monotonic() - started}),
         )
 
-    def _verify(self, caller: Caller) -> None:
-        self._verifications.append(Verification(self._sender, caller, self._verified))
+    def turn(self) -> None:
+        """Go on with what takes longer than a turn of the loop."""
+        if self._verifications:
+            self._verifications[0].turn()
+
+    def _verify(self, caller: Caller, *, repair: bool) -> None:
+        self._verifications.append(Verification(self._sender, caller, self._verified, repair=repair))
         if len(self._verifications) == 1:
             self._verifications[0].start()
 

@@ -24,6 +24,7 @@ from replicator import __version__, syscalls
 from replicator.attribution.cgroups import Cgroups
 from replicator.attribution.processes import command_of
 from replicator.barrier import Barriers
+from replicator.blockwise import Blockwise
 from replicator.capture.names import Names
 from replicator.capture.probe import limits
 from replicator.capture.select import select_sensor, sensor_name
@@ -82,7 +83,7 @@ class Sender:
         defer = self._stack.callback
         self.options = options
         tls = client_context(options.tls) if options.tls else None
-        exclude = Exclude(options.exclude)
+        exclude = self.exclude = Exclude(options.exclude)
         self.state = StateDirectory.open(options.state)
         defer(self.state.close)
         self.identity = self.state.identity()
@@ -121,6 +122,8 @@ class Sender:
         defer(self.reading.close)
         self.worker = Worker()
         defer(self.worker.close)
+        self.blockwise = Blockwise(self.source, self.outbox, self.ask, self.describe)
+        defer(self.blockwise.close)
         self.instance = secrets.randbits(64)
         self.durable = 0
         self.selector = selectors.PollSelector()
@@ -130,7 +133,7 @@ class Sender:
         self.requests = Requests(self)
         self.control = ControlServer(self.state.path, self.selector, self.requests.handle)
         defer(self.control.close)
-        for watched in (self.sensor, names, self.reading, self.worker):
+        for watched in (self.sensor, names, self.reading, self.worker, self.blockwise):
             if watched is not None:
                 self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
         self.progress = Progress()
@@ -170,9 +173,11 @@ class Sender:
             self._resolve(now)
             self._read(now)
             self._send(now)
+            self.blockwise.turn()
             if self.phase in ("sending", "ready") and self.uplink.connection is not None:
                 self.comparison.ask_names()
             self._advance(now)
+            self.requests.turn()
             self._housekeep(now)
             self.uplink.retune()
             self.control.retune()
@@ -250,7 +255,12 @@ class Sender:
             if isinstance(message, m.Applied):
                 self.metrics.needs.add(len(message.answer.needs))
                 self._refusals(message)
-                self._observe(self.metrics.lag_applied, self.outbox.applied(message.answer, now))
+                try:
+                    ages = self.outbox.applied(message.answer, now)
+                except RemoteError as error:
+                    self.uplink.drop(error)
+                    return
+                self._observe(self.metrics.lag_applied, ages)
                 self.metrics.epochs.add()
             elif isinstance(message, m.Durable):
                 self.durable = message.epoch

@@ -49,6 +49,10 @@ class TreeIndex:
         """How many members there are: named, nameless and the root."""
         return len(self._places)
 
+    def members(self) -> list[FileId]:
+        """All of them, as they are now."""
+        return list(self._places)
+
     def is_member(self, inode: FileId) -> bool:
         """Whether the id has a name in the tree, or had one and has not been forgotten yet."""
         return inode in self._places

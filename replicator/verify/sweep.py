@@ -1,0 +1,273 @@
+"""A sweep: some inodes, or all, compared on both sides while both are in use.
+
+Some batches are under way at once, each of which is judged like this: a barrier; then its inodes are watched for
+changes and read in a thread; then a barrier again, after which the question travels in the stream behind everything
+that made the replica so. A finding counts if its inode was not touched from the reading until the answer came, and if
+it is found once more. What was touched is tried again, and is unsettled after some tries. A large file is judged in
+parts, so that a write in one place does not unsettle the others.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from replicator import blocks
+from replicator.link import inquiry
+from replicator.model import FileId, Kind
+from replicator.tree.handles import Stale
+from replicator.verify import item as items
+from replicator.verify.found import UNREADABLE, Found, found_of
+
+if TYPE_CHECKING:
+    from replicator.sender import Sender
+
+BATCHES = 4
+"""Batches that are under way at once."""
+FILES = 256
+"""Inodes of a batch."""
+BYTES = 64 << 20
+"""Bytes of content of a batch; the last span may go beyond."""
+TRIES = 5
+QUESTION = 1 << 20
+"""Bytes of one question, about."""
+
+
+@dataclass(slots=True)
+class _Task:
+    """An inode, or (from `at` on) a part of its content."""
+
+    id: FileId
+    at: int = 0
+    tries: int = 0
+    again: bool = False
+    """It was found to differ, and is looked at once more and closely."""
+    excluded: items.Excluded | None = None
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What the source has of a task."""
+
+    task: _Task
+    items: list[items.Item] = field(default_factory=list)
+    spans: list[blocks.Span | None] = field(default_factory=list)
+    """Of each item, its content."""
+    bytes: int = 0
+    rest: int | None = None
+    """Where the content goes on that was not read."""
+    error: str = ""
+    found: list[Found] = field(default_factory=list)
+
+
+class Sweep:
+    """One run over inodes. `found` is called for each difference, `over` once, with why it stopped if it did."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        ids: Iterable[FileId],
+        found: Callable[[Found], None],
+        over: Callable[[str | None], None],
+        rate: int | None = None,
+    ) -> None:
+        """`rate`: bytes of content that are read each second, at most."""
+        self._sender = sender
+        self._todo = deque(_Task(id) for id in ids)
+        self._found = found
+        self._over = over
+        self._rate = rate
+        self._next = 0.0
+        self._busy = 0
+        self._ended = False
+        self._unsettled: set[FileId] = set()
+        self.total = len(self._todo)
+        self.files = 0
+        """Inodes that were compared."""
+        self.bytes = 0
+        """Bytes of content that were."""
+
+    @property
+    def unsettled(self) -> int:
+        """Inodes that were written whenever they were looked at."""
+        return len(self._unsettled)
+
+    def turn(self) -> None:
+        """Begin what may be begun; to be called now and then. Calls `over` when nothing is left."""
+        batches = BATCHES if self._rate is None else 1
+        while self._todo and self._busy < batches and not self._ended and time.monotonic() >= self._next:
+            self._busy += 1
+            self._barrier(self._read)
+        if not self._todo and not self._busy:
+            self._end(None)
+
+    def stop(self) -> None:
+        """Begin nothing any more, and call nobody."""
+        self._ended = True
+
+    def _end(self, error: str | None) -> None:
+        if not self._ended:
+            self._ended = True
+            self._over(error)
+
+    def _barrier(self, passed: Callable[[], None]) -> None:
+        sender = self._sender
+        sender.barriers.add(sender.sensor.produced(), sender.turn, passed)
+
+    def _read(self) -> None:
+        sender = self._sender
+        budget = BYTES if self._rate is None else min(BYTES, max(1, self._rate // 2))
+        tasks = [self._todo.popleft() for _ in range(min(FILES, len(self._todo)))]
+        tasks = [task for task in tasks if sender.index.path(task.id) is not None]
+        if sender.exclude:
+            for task in tasks:
+                task.excluded = partial(self._excluded, sender.index.path(task.id) or b"")
+        sender.intake.fence()  # so that whatever is written from here on is told
+        watch = sender.table.watch(task.id for task in tasks)
+        sender.worker.submit(partial(_read_all, sender.source, tasks, budget), partial(self._drained, watch))
+
+    def _excluded(self, directory: bytes, name: bytes, is_directory: bool) -> bool:
+        return self._sender.exclude.matches(b"/".join(filter(None, (directory, name))), is_directory)
+
+    def _drained(self, watch: set[FileId], result: tuple[list[_Reading], list[_Task]] | Exception) -> None:
+        if isinstance(result, Exception):
+            raise result
+        readings, unread = result
+        self._todo.extendleft(reversed(unread))
+        if self._rate is not None:
+            cost = sum(max(reading.bytes, 4096) for reading in readings)
+            self._next = max(self._next, time.monotonic()) + cost / self._rate
+        self._barrier(partial(self._check, watch, readings))
+
+    def _check(self, watch: set[FileId], readings: list[_Reading]) -> None:
+        clean = [reading for reading in readings if not reading.error and self._clean(watch, reading)]
+        for reading in readings:
+            if reading.error and self._clean(watch, reading):
+                self._judged(reading, [Found(reading.task.id, UNREADABLE, reason=reading.error)])
+        self._ask(watch, clean)
+
+    def _ask(self, watch: set[FileId], readings: list[_Reading]) -> None:
+        """Ask about some of them, and about the others when that is answered."""
+        some: list[_Reading] = []
+        weight = 0
+        while readings and weight < QUESTION:
+            some.append(readings.pop(0))
+            weight += sum(map(_weight, some[-1].items))
+        if not some or self._ended:
+            self._sender.table.unwatch(watch)
+            self._busy -= 1
+            self.turn()
+            return
+        question = {"op": "compare", "items": [item for reading in some for item in reading.items]}
+        self._sender.ask(question, partial(self._answered, watch, some, readings))
+
+    def _answered(self, watch: set[FileId], asked: list[_Reading], more: list[_Reading], body: dict[str, Any]) -> None:
+        refusal = inquiry.refusal(body)
+        if refusal is not None:
+            self._sender.table.unwatch(watch)
+            self._busy -= 1
+            self._end(refusal)
+            return
+        findings = iter(inquiry.findings(body, [span for reading in asked for span in reading.spans]))
+        for reading in asked:
+            found: dict[tuple[str, tuple[bytes, ...]], Found] = {}
+            for span in reading.spans:
+                finding = next(findings)
+                for one in found_of(reading.task.id, finding):
+                    found.setdefault((one.kind, one.names), one)
+                if span is not None and finding.verdict is not None and finding.verdict.to < span.to:
+                    reading.rest = min(reading.rest or span.to, finding.verdict.to)
+            if self._clean(watch, reading):
+                self._judged(reading, list(found.values()))
+        self._ask(watch, more)
+
+    def _clean(self, watch: set[FileId], reading: _Reading) -> bool:
+        """Whether nobody has touched it since it was watched; else it is tried again."""
+        task = reading.task
+        if task.id in watch:
+            return True
+        if self._sender.index.is_member(task.id):
+            task.tries += 1
+            if task.tries < TRIES:
+                self._todo.append(task)
+            else:
+                self._unsettled.add(task.id)
+                self._continue(reading)
+        return False
+
+    def _judged(self, reading: _Reading, found: list[Found]) -> None:
+        task = reading.task
+        if found and not task.again:
+            self._todo.appendleft(_Task(task.id, task.at, task.tries, again=True))
+            return
+        if task.at == 0:
+            self.files += 1
+        self.bytes += reading.bytes
+        for one in found:
+            self._found(one)
+        self._continue(reading)
+
+    def _continue(self, reading: _Reading) -> None:
+        if reading.rest is not None:
+            self._todo.appendleft(_Task(reading.task.id, reading.rest))
+
+
+def _weight(item: items.Item) -> int:
+    return 200 + 60 * len(item.get("names", ())) + len(item["blocks"]["digests"] if "blocks" in item else "")
+
+
+def _read_all(source: Any, tasks: list[_Task], budget: int) -> tuple[list[_Reading], list[_Task]]:
+    """In a thread: the readings of as many tasks as `budget` bytes allow, at least one, and the other tasks."""
+    readings: list[_Reading] = []
+    for number, task in enumerate(tasks):
+        if budget <= 0:
+            return readings, tasks[number:]
+        reading = _Reading(task)
+        try:
+            _read_one(source, reading, budget)
+        except Stale:
+            continue  # its names will tell
+        except OSError as error:
+            reading.error = f"the source's cannot be read: {error.strerror}"
+        readings.append(reading)
+        budget -= reading.bytes
+    return readings, []
+
+
+def _read_one(source: Any, reading: _Reading, budget: int) -> None:
+    task = reading.task
+    fd = source.open_to_read(task.id)
+    try:
+        if task.at == 0:
+            reading.items += items.of_inode(source, fd, task.id, task.excluded)
+            if reading.items[0]["is"]["kind"] != Kind.FILE:
+                reading.spans += [None] * len(reading.items)
+                return
+        size = os.fstat(fd).st_size
+        at = task.at
+        block = blocks.FINE if task.again else blocks.COARSE
+        while at < size and (budget > 0 or at == task.at):
+            span = blocks.describe(fd, at, size, block)
+            if span.to == span.at:
+                break  # it was cut off meanwhile
+            item = items.of_content(task.id, span)
+            if reading.items and "blocks" not in reading.items[0]:
+                reading.items[0] |= item
+                reading.spans.append(span)
+            else:
+                reading.items.append(item)
+                reading.spans.append(span)
+            read = span.data().total
+            reading.bytes += read
+            budget -= read
+            at = span.to
+        if not reading.spans:
+            reading.spans.append(None)
+        reading.rest = at if at < size else None
+    finally:
+        os.close(fd)
