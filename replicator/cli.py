@@ -83,6 +83,13 @@ def send(
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="In gitignore syntax; may be repeated.")
     ] = None,
+    scrub: Annotated[
+        str | None,
+        typer.Option("--scrub", metavar="DURATION", help="Compare both sides every so often, and mend: 24h, 7d, ..."),
+    ] = None,
+    scrub_rate: Annotated[
+        str, typer.Option("--scrub-rate", metavar="BYTES", help="What a scrub reads each second: 20M, 1G, ...")
+    ] = "20M",
     tls_cert: CertificateOption = None,
     tls_key: KeyOption = None,
     tls_ca: AuthorityOption = None,
@@ -90,6 +97,7 @@ def send(
     """Replicate a directory to a receiver, live."""
     from replicator.link.address import parse_address, resolve
     from replicator.link.tls import require_tls, tls_files
+    from replicator.quantities import duration, size
     from replicator.sender import Sender
 
     _as_root()
@@ -97,7 +105,17 @@ def send(
     target = parse_address(address)
     if files is None:
         require_tls(target, resolve(target), None)
-    options = SendOptions(source.absolute(), target, state.absolute(), metrics, sensor, tuple(exclude or ()), files)
+    options = SendOptions(
+        source.absolute(),
+        target,
+        state.absolute(),
+        metrics,
+        sensor,
+        tuple(exclude or ()),
+        files,
+        None if scrub is None else duration("--scrub", scrub),
+        size("--scrub-rate", scrub_rate),
+    )
     sender = Sender(options, _say_ready)
     _serve(sender, metrics, sender.metrics.registry, lambda: None)
 

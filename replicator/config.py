@@ -22,6 +22,10 @@ class SendOptions:
     sensor: str = "auto"
     exclude: tuple[str, ...] = ()
     tls: TlsFiles | None = None
+    scrub: float | None = None
+    """Seconds from the end of one scrub to the next; None for none."""
+    scrub_rate: int = 20 << 20
+    """Bytes of content that a scrub reads each second."""
 
 
 @dataclass(frozen=True, slots=True)

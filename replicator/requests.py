@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from replicator import __version__
@@ -25,7 +26,8 @@ class Requests:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._verifications: deque[Verification] = deque()
+        self._verification: Verification | None = None
+        self._verifications: deque[Callable[[], Verification]] = deque()
 
     def handle(self, caller: Caller, request: dict[str, Any]) -> None:
         """One request; the answer may come later."""
@@ -50,18 +52,17 @@ class Requests:
 
     def turn(self) -> None:
         """Go on with what takes longer than a turn of the loop."""
-        if self._verifications:
-            self._verifications[0].turn()
+        if self._verification is not None:
+            self._verification.turn()
 
     def _verify(self, caller: Caller, *, repair: bool) -> None:
-        self._verifications.append(Verification(self._sender, caller, self._verified, repair=repair))
-        if len(self._verifications) == 1:
-            self._verifications[0].start()
+        self._verifications.append(lambda: Verification(self._sender, caller, self._verified, repair=repair))
+        if self._verification is None:
+            self._verified()
 
     def _verified(self) -> None:
-        self._verifications.popleft()
-        if self._verifications:
-            self._verifications[0].start()
+        """One after the other."""
+        self._verification = self._verifications.popleft()() if self._verifications else None
 
     def _status(self) -> dict[str, Any]:
         sender, outbox = self._sender, self._sender.outbox
@@ -98,6 +99,8 @@ class Requests:
             "data_bytes": int(sender.metrics.data_bytes.value),
             "losses": sender.sensor.losses(),
             "resyncs": int(sender.metrics.resyncs.total()),
+            "doubted_files": len(outbox.doubts),
+            "scrub": sender.scrub.status() if sender.scrub is not None else None,
             "refused": [sender.describe(id) for id in stuck[:100]],
             "refused_files": len(stuck),
         }

@@ -51,6 +51,7 @@ from replicator.state import StateDirectory
 from replicator.tree.exclude import Exclude
 from replicator.tree.handles import SourceRoot
 from replicator.uplink import Uplink
+from replicator.verify.scrub import Scrub
 from replicator.work import Worker
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,7 @@ class Sender:
         defer(self.worker.close)
         self.blockwise = Blockwise(self.source, self.outbox, self.ask, self.describe)
         defer(self.blockwise.close)
+        self.phase = "connecting"
         self.instance = secrets.randbits(64)
         self.durable = 0
         self.selector = selectors.PollSelector()
@@ -131,6 +133,7 @@ class Sender:
         self.uplink = Uplink(options.address, tls, self.selector, self._hello, lambda: self.outbox.last_epoch)
         defer(lambda: self.uplink.close("the sender stops"))
         self.requests = Requests(self)
+        self.scrub = None if options.scrub is None else Scrub(self, options.scrub, options.scrub_rate)
         self.control = ControlServer(self.state.path, self.selector, self.requests.handle)
         defer(self.control.close)
         for watched in (self.sensor, names, self.reading, self.worker, self.blockwise):
@@ -138,7 +141,6 @@ class Sender:
                 self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
         self.progress = Progress()
         defer(self.progress.close)
-        self.phase = "connecting"
         self.turn = 0
         self._turned = 0
         self._session: object = None
@@ -178,6 +180,8 @@ class Sender:
                 self.comparison.ask_names()
             self._advance(now)
             self.requests.turn()
+            if self.scrub is not None:
+                self.scrub.turn()
             self._housekeep(now)
             self.uplink.retune()
             self.control.retune()

@@ -34,6 +34,8 @@ FILES = 256
 BYTES = 64 << 20
 """Bytes of content of a batch; the last span may go beyond."""
 TRIES = 5
+RETRY = 5.0
+"""Seconds after which a sweep in the background goes on that had no answer."""
 QUESTION = 1 << 20
 """Bytes of one question, about."""
 
@@ -76,7 +78,7 @@ class Sweep:
         over: Callable[[str | None], None],
         rate: int | None = None,
     ) -> None:
-        """`rate`: bytes of content that are read each second, at most."""
+        """`rate`: bytes of content that are read each second, at most; such a sweep outlives its connection."""
         self._sender = sender
         self._todo = deque(_Task(id) for id in ids)
         self._found = found
@@ -171,7 +173,11 @@ class Sweep:
         if refusal is not None:
             self._sender.table.unwatch(watch)
             self._busy -= 1
-            self._end(refusal)
+            if self._rate is None:
+                self._end(refusal)
+            else:  # nobody waits for it: it goes on when there is a connection
+                self._todo.extend(reading.task for reading in (*asked, *more))
+                self._next = time.monotonic() + RETRY
             return
         findings = iter(inquiry.findings(body, [span for reading in asked for span in reading.spans]))
         for reading in asked:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replicator.observe.control import Caller
 from replicator.verify.found import Found
-from replicator.verify.repair import concerned, mend
+from replicator.verify.repair import Repair
 from replicator.verify.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -34,42 +34,37 @@ class Verification:
         self._repair = repair
         self._told: set[tuple[str, str]] = set()
         self._differences: list[Found] = []
-        self._count = 0
-        self._still: set[tuple[str, str]] = set()
         self._progressed = time.monotonic()
-        self._sweep: Sweep | None = None
-        self._first: Sweep | None = None
-
-    def start(self) -> None:
-        """Begin."""
-        self._first = self._sweep = Sweep(self._sender, self._sender.index.members(), self._found, self._compared)
-        self._sweep.turn()
+        self._sweep = Sweep(sender, sender.index.members(), self._found, self._compared)
+        self._mending: Repair | None = None
+        self._ended = False
 
     def turn(self) -> None:
-        """Go on; to be called now and then."""
-        if self._caller.gone:
-            if self._sweep is not None:
-                self._sweep.stop()
-                self._sweep = None
-                self._over()
+        """Go on; to be called now and then, first to begin."""
+        if self._ended:
             return
-        if self._sweep is not None:
-            now = time.monotonic()
-            if now - self._progressed >= TOLD_EVERY:
-                self._progressed = now
-                sweep = self._sweep
-                self._caller.answer(
-                    {"progress": {"files": sweep.files, "of": sweep.total, "bytes": sweep.bytes}}, done=False
-                )
-            self._sweep.turn()
+        if self._caller.gone:
+            self._sweep.stop()
+            if self._mending is not None:
+                self._mending.stop()
+            self._end()
+            return
+        if self._mending is not None:
+            self._mending.turn()
+            return
+        now = time.monotonic()
+        if now - self._progressed >= TOLD_EVERY:
+            self._progressed = now
+            sweep = self._sweep
+            so_far = {"files": sweep.files, "of": sweep.total, "bytes": sweep.bytes}
+            self._caller.answer({"progress": so_far}, done=False)
+        self._sweep.turn()
 
     def _found(self, found: Found) -> None:
         told = found.tree(self._sender.index)
-        # An inode that is missing, and its name that is: one line.
         key = (found.kind, told["path"])
-        if key not in self._told:
+        if key not in self._told:  # an inode that is missing, and its name that is: one line
             self._told.add(key)
-            self._count += 1
             self._sender.metrics.verify_differences.add()
             self._caller.answer(told, done=False)
         if self._repair and len(self._differences) < MENDED:
@@ -79,47 +74,39 @@ class Verification:
         if error is not None:
             self._finish({"error": error})
         elif self._repair and self._differences:
-            self._sweep = None
-            mend(self._sender.outbox, self._differences)
-            self._sender.barriers.add(self._sender.sensor.produced(), self._sender.turn, self._mended)
+            self._mending = Repair(self._sender, self._differences, self._mended)
+            self._mending.start()
         else:
             self._finish(self._summary())
 
-    def _mended(self) -> None:
-        if self._caller.gone:
-            self._over()
-            return
-        ids = concerned(self._sender.outbox, self._differences)
-        self._sweep = Sweep(self._sender, ids, self._still_found, self._compared_again)
-        self._sweep.turn()
-
-    def _still_found(self, found: Found) -> None:
-        self._still.add((found.kind, found.path(self._sender.index)))
-
-    def _compared_again(self, error: str | None) -> None:
+    def _mended(self, left: list[Found], error: str | None) -> None:
         if error is not None:
             self._finish({"error": error})
             return
-        lines = {(found.kind, found.path(self._sender.index)) for found in self._differences}
-        for kind, path in sorted(lines):
-            self._caller.answer({"mended": (kind, path) not in self._still, "kind": kind, "path": path}, done=False)
-        again = self._sweep
-        unsettled = again.unsettled if again is not None else 0
-        left = len(self._still)
-        self._finish(self._summary() | {"mended": len(lines - self._still), "left": left, "unsure": unsettled})
+        index = self._sender.index
+        still = {(found.kind, found.path(index)) for found in left}
+        was = {(found.kind, found.path(index)) for found in self._differences}
+        for kind, path in sorted(was | still):
+            self._caller.answer({"mended": (kind, path) not in still, "kind": kind, "path": path}, done=False)
+        unsure = self._mending.unsettled if self._mending is not None else 0
+        untried = len(self._told - was)
+        mended = {"mended": len(was - still), "left": len(still) + untried, "unsure": unsure}
+        self._finish(self._summary() | mended)
 
     def _summary(self) -> dict[str, Any]:
-        sweep = self._first
-        assert sweep is not None
+        sweep = self._sweep
         return {
-            "identical": self._count == 0,
-            "different": self._count,
+            "identical": not self._told,
+            "different": len(self._told),
             "unsettled": sweep.unsettled,
             "files": sweep.files,
             "bytes": sweep.bytes,
         }
 
     def _finish(self, answer: dict[str, Any]) -> None:
-        self._sweep = None
         self._caller.answer(answer)
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = True
         self._over()

@@ -199,11 +199,15 @@ class Pair:
         netns: tuple[str | None, str | None] = (None, None),
         adopt: bool = False,
         connect: str | None = None,
+        sending: Sequence[str] = (),
     ) -> None:
-        """`tls` and `netns` are (sender's, receiver's); `connect` is HOST:PORT of a proxy in front of the receiver."""
+        """`tls` and `netns` are (sender's, receiver's); `connect` is HOST:PORT of a proxy in front of the receiver.
+
+        `sending` are more options of the sender.
+        """
         self.source, self.replica, self.state_dir = source, replica, state_dir
         self.host, self.netns, self.tls, self.adopt = host, netns, tls, adopt
-        self.exclude = list(exclude)
+        self.exclude, self.sending = list(exclude), list(sending)
         self.port = free_port()
         self.connect = connect or f"{host}:{self.port}"
         self.send_state, self.receive_state = state_dir / "send", state_dir / "receive"
@@ -239,6 +243,7 @@ class Pair:
         words += ["--sensor", SENSOR]
         for pattern in self.exclude:
             words += ["--exclude", pattern]
+        words += self.sending
         words += self.tls[0].options() if self.tls else []
         self.sender = Process(words, self._log("send"), self.netns[0])
         if ready:
