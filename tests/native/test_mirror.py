@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from replicator import syscalls
+from replicator.blocks import COMPARED_FROM
 from replicator.errors import EnvironmentFault, RefusedError, RemoteError
 from replicator.mirror.mirror import Mirror
 from replicator.model import Extent, FileId, Kind, Slot
@@ -363,6 +364,44 @@ def test_bytes_in_doubt_are_asked_for_by_a_check(pair: Pair) -> None:
     assert answer.needs == (file,)
     world.tell_until_quiet(pair.mirror, answer)
     pair.check()
+
+
+def test_a_doubt_outlives_the_sender_that_had_it(pair: Pair) -> None:
+    """Whoever doubted owes what differs; if he goes, size and times prove nothing to the next."""
+    world = pair.world
+    file = world.make(ROOT, b"f", content=b"1" * COMPARED_FROM)
+    pair.sync()
+    deep = world.fact(file, check=True, deep=True, whole=False, lowest=None, data=())
+    assert world.tell(pair.mirror, inodes=[deep]).doubts == (file,)
+    make_durable(pair.mirror)
+    pair.reopen(instance=2)
+    answer = world.tell_all(pair.mirror, check=True)
+    assert (answer.doubts, answer.needs) == ((file,), ())
+    world.tell(pair.mirror, inodes=[world.fact(file, whole=False, lowest=None, data=())])
+    pair.reopen(instance=3)
+    pair.check()
+
+
+def test_a_large_file_that_is_not_equal_is_adopted_in_doubt(volume: Path, tmp_path: Path) -> None:
+    root = volume / "adopted"
+    root.mkdir()
+    (root / "f").write_bytes(b"2" * COMPARED_FROM)
+    inode = os.stat(root / "f").st_ino
+    world = World()
+    file = world.make(ROOT, b"f", content=b"1" * (COMPARED_FROM + 5))
+    mirror = Mirror.open(root, tmp_path / "state", True)
+    try:
+        mirror.begin("source", ROOT, 1)
+        answer = world.tell_all(mirror, check=True)
+        assert (answer.doubts, answer.needs, answer.looks) == ((file,), (), ())
+        assert os.stat(root / "f").st_mtime_ns != world.inodes[file].attributes.mtime_ns, "a time that is a lie"
+        world.tell(mirror, inodes=[world.fact(file, whole=False)])
+        make_durable(mirror)
+        assert not world.differences(str(root))
+        assert os.stat(root / "f").st_ino == inode
+    finally:
+        mirror.abandon()
+        shutil.rmtree(root)
 
 
 def test_a_full_disk_refuses_one_file_and_takes_it_later(

@@ -14,6 +14,7 @@ from replicator.model import END_OF_FILE, Answer, Attributes, FileId, InodeFact,
 from replicator.source.flight import Flush, Part
 from replicator.source.outbox import Outbox
 from replicator.tree.exclude import Exclude
+from replicator.tree.resolver import Changes, Due
 
 ROOT, FILE = FileId(0, 0, 2, 0), FileId(0, 0, 12, 1)
 MIB = 1 << 20
@@ -234,3 +235,11 @@ def test_asking_first_loses_nothing(what: list[dict[str, object]], data: st.Data
     assert entry.deep or entry.whole or not doubted
     assert entry.mapped == mapped
     assert generations.owed == 1
+
+
+def test_a_name_that_changes_touches_its_directory() -> None:
+    world = World()
+    watch = world.outbox.table.watch([ROOT, FILE])
+    due = Due(world.outbox.generations.hold(), 1)
+    world.outbox.changed(Changes(slots=[(Slot(ROOT, b"new"), due)]), 1)
+    assert watch == {FILE}
