@@ -28,8 +28,14 @@ class Answers:
     def __init__(self, mirror: Mirror, worker: Worker) -> None:
         """`worker` reads content."""
         self._mirror = mirror
+        self._worker = worker
         self._judge = Judge(mirror, worker)
         self._extras: set[Slot] = set()
+
+    def begin(self) -> None:
+        """A session begins: who asked before waits no more."""
+        self._judge.close()
+        self._judge = Judge(self._mirror, self._worker)
 
     def answer(self, body: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> None:
         """Answer a request, once. RemoteError if it makes no sense."""

@@ -205,6 +205,7 @@ class Receiver:
             self._drop(connection, None)
             return
         self._session, self._peer = connection, connection.transport.peer
+        self._answers.begin()
         connection.say(
             m.Welcome(
                 replica=self.mirror.identity,

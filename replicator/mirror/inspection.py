@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -40,19 +40,16 @@ class Look(NamedTuple):
     handle: bytes
 
 
-def look(fd: int, first: bytes = b"", end: bytes | None = None) -> list[Look]:
-    """The names in [first, end) in an open directory, sorted; from any thread. OSError."""
+def look(fd: int, names: Iterable[bytes]) -> list[Look]:
+    """Those of the names that are in an open directory; from any thread. OSError."""
     found = []
-    for text in os.listdir(fd):
-        name = os.fsencode(text)
-        if name < first or (end is not None and name >= end):
-            continue
+    for name in names:
         with contextlib.suppress(FileNotFoundError):
             mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
             handle = handle_of(fd, name)
             if handle is not None:
                 found.append(Look(name, kind_of(mode), handle))
-    return sorted(found)
+    return found
 
 
 class Inspection:
@@ -68,7 +65,7 @@ class Inspection:
         """The names really in a known directory, without what is the replica's own. OSError, KeyError if unknown."""
         fd = self.open_directory(id)
         try:
-            seen = look(fd)
+            seen = look(fd, sorted(map(os.fsencode, os.listdir(fd))))
         finally:
             os.close(fd)
         by_handle = self._inventory.by_handle

@@ -9,6 +9,7 @@ ever. Each that waits or is compared holds a token, in its `Owed`. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from replicator.dirty.table import Owed
 from replicator.model import FileId
@@ -57,7 +58,7 @@ class Doubts:
 
     def begin(self, most: int) -> list[Owed]:
         """Up to `most` that are compared from now on."""
-        begun = [self._waiting.pop(id) for id in list(self._waiting)[:most]]
+        begun = [self._waiting.pop(id) for id in list(islice(self._waiting, max(0, most)))]
         self._compared.update((owed.id, owed) for owed in begun)
         return begun
 

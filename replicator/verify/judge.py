@@ -9,6 +9,7 @@ is not what was asked about: the sender knows what it has changed, and does not 
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -42,6 +43,12 @@ class Judge:
         self._mirror = mirror
         self._worker = worker
         self._open = 0
+        self._names = Listing()
+        self._closed = False
+
+    def close(self) -> None:
+        """Nobody waits for answers any more."""
+        self._closed = True
 
     def compare(self, items: Any, reply: Callable[[dict[str, Any]], None]) -> None:
         """Answer with {"found": [a finding for each item]}, later. RemoteError if the question makes no sense."""
@@ -52,6 +59,8 @@ class Judge:
         self._go_on(todo, 0, reply)
 
     def _go_on(self, items: list[_Item], done: int, reply: Callable[[dict[str, Any]], None]) -> None:
+        if self._closed:
+            return
         if done == len(items):
             self._open -= 1
             reply({"found": [item.finding for item in items]})
@@ -70,7 +79,23 @@ class Judge:
                 item.guarded(item.judge_names, self._mirror)
             self._go_on(items, done + len(some), reply)
 
-        self._worker.submit(partial(_read_all, some), read)
+        self._worker.submit(partial(_read_all, some, self._names), read)
+
+
+class Listing:
+    """The names in the directory that was listed last: one that comes in many items is listed once."""
+
+    def __init__(self) -> None:
+        self._id: FileId | None = None
+        self._names: list[bytes] = []
+
+    def between(self, fd: int, id: FileId, first: bytes, end: bytes | None) -> list[bytes]:
+        """The names in [first, end), sorted; all of them again if `first` is the very first. OSError."""
+        if id != self._id or not first:
+            self._id = None
+            self._names = sorted(map(os.fsencode, os.listdir(fd)))
+            self._id = id
+        return self._names[bisect_left(self._names, first) : None if end is None else bisect_left(self._names, end)]
 
 
 class _Item:
@@ -95,7 +120,7 @@ class _Item:
         self._fd = -1
         self._listing: list[Look] = []
 
-    def guarded(self, act: Callable[..., None], *of: Mirror) -> None:
+    def guarded(self, act: Callable[..., None], *of: Mirror | Listing) -> None:
         """Do something; what goes wrong is the finding."""
         if "missing" in self.finding or "error" in self.finding:
             return
@@ -119,13 +144,14 @@ class _Item:
         elif self.names is not None:
             self._fd = mirror.open_directory(self.id)
 
-    def read(self) -> None:
+    def read(self, names: Listing) -> None:
         """In a thread: read what may wait."""
         if self._fd < 0:
             return
         try:
             if self._span is None:
-                self._listing = look(self._fd, self._from, self._to)
+                wanted = names.between(self._fd, self.id, self._from, self._to)
+                self._listing = look(self._fd, wanted)
                 return
             verdict = blocks.judge(self._fd, self._span)
             self.finding["to"] = verdict.to
@@ -170,9 +196,9 @@ class _Item:
         return [name for name, value in mine.items() if wanted.get(name) != value]
 
 
-def _read_all(items: list[_Item]) -> None:
+def _read_all(items: list[_Item], names: Listing) -> None:
     for item in items:
-        item.guarded(item.read)
+        item.guarded(item.read, names)
 
 
 def _text(id: FileId | None) -> str | None:

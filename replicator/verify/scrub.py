@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from replicator.observe.log import Seldom
 from replicator.verify.found import Found, text
 from replicator.verify.repair import Repair
 from replicator.verify.sweep import Sweep
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOGGED = 100
+"""Differences of one scrub that are named in the log; all are counted."""
 MENDED = 100_000
 """Differences that are mended after one scrub; more are left to the next."""
 _RECORD = "scrub.json"
@@ -37,7 +38,6 @@ class Scrub:
         self._period = period
         self._rate = rate
         self._record = sender.state.path / _RECORD
-        self._seldom = Seldom()
         self._last = self._read()
         self._started = 0.0
         self._sweep: Sweep | None = None
@@ -87,10 +87,8 @@ class Scrub:
 
     def _take(self, found: Found) -> None:
         self._sender.metrics.scrub_findings.add(found.kind)
-        number = self._seldom.count(1)
-        if number:
-            more = f" (and {number - 1} more)" if number > 1 else ""
-            log.error("the replica differs: %s%s", text(found.tree(self._sender.index)), more)
+        if len(self._found) < LOGGED:
+            log.error("the replica differs: %s", text(found.tree(self._sender.index)))
         if len(self._found) < MENDED:
             self._found.append(found)
 

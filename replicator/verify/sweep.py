@@ -60,11 +60,15 @@ class _Reading:
     items: list[items.Item] = field(default_factory=list)
     spans: list[blocks.Span | None] = field(default_factory=list)
     """Of each item, its content."""
-    bytes: int = 0
+    length: int = 0
+    """Bytes of content that were read."""
     rest: int | None = None
     """Where the content goes on that was not read."""
     error: str = ""
-    found: list[Found] = field(default_factory=list)
+    asked: int = 0
+    """Items that were asked about."""
+    found: dict[tuple[str, tuple[bytes, ...]], Found] = field(default_factory=dict)
+    """By kind and name, the first."""
 
 
 class Sweep:
@@ -142,7 +146,7 @@ class Sweep:
         readings, unread = result
         self._todo.extendleft(reversed(unread))
         if self._rate is not None:
-            cost = sum(max(reading.bytes, 4096) for reading in readings)
+            cost = sum(max(reading.length, 4096) for reading in readings)
             self._next = max(self._next, time.monotonic()) + cost / self._rate
         self._barrier(partial(self._check, watch, readings))
 
@@ -154,42 +158,54 @@ class Sweep:
         self._ask(watch, clean)
 
     def _ask(self, watch: set[FileId], readings: list[_Reading]) -> None:
-        """Ask about some of them, and about the others when that is answered."""
-        some: list[_Reading] = []
+        """Ask about some of them, or a part of one, and about the rest when that is answered."""
+        parts: list[tuple[_Reading, int]] = []
+        question: list[items.Item] = []
         weight = 0
         while readings and weight < QUESTION:
-            some.append(readings.pop(0))
-            weight += sum(map(_weight, some[-1].items))
-        if not some or self._ended:
-            self._sender.table.unwatch(watch)
-            self._busy -= 1
+            reading, first = readings[0], readings[0].asked
+            while reading.asked < len(reading.items) and weight < QUESTION:
+                question.append(reading.items[reading.asked])
+                weight += _weight(question[-1])
+                reading.asked += 1
+            parts.append((reading, first))
+            if reading.asked == len(reading.items):
+                readings.pop(0)
+        if not parts or self._ended:
+            self._leave(watch)
             self.turn()
             return
-        question = {"op": "compare", "items": [item for reading in some for item in reading.items]}
-        self._sender.ask(question, partial(self._answered, watch, some, readings))
+        self._sender.ask({"op": "compare", "items": question}, partial(self._answered, watch, parts, readings))
 
-    def _answered(self, watch: set[FileId], asked: list[_Reading], more: list[_Reading], body: dict[str, Any]) -> None:
+    def _leave(self, watch: set[FileId]) -> None:
+        self._sender.table.unwatch(watch)
+        self._busy -= 1
+
+    def _answered(
+        self, watch: set[FileId], parts: list[tuple[_Reading, int]], more: list[_Reading], body: dict[str, Any]
+    ) -> None:
+        asked = [(reading, number) for reading, first in parts for number in range(first, reading.asked)]
         refusal = inquiry.refusal(body)
         if refusal is not None:
-            self._sender.table.unwatch(watch)
-            self._busy -= 1
+            self._leave(watch)
             if self._rate is None:
                 self._end(refusal)
             else:  # nobody waits for it: it goes on when there is a connection
-                self._todo.extend(reading.task for reading in (*asked, *more))
+                whole = dict.fromkeys(id(reading.task) for reading, _ in parts)
+                self._todo.extend(reading.task for reading, _ in parts)
+                self._todo.extend(reading.task for reading in more if id(reading.task) not in whole)
                 self._next = time.monotonic() + RETRY
             return
-        findings = iter(inquiry.findings(body, [span for reading in asked for span in reading.spans]))
-        for reading in asked:
-            found: dict[tuple[str, tuple[bytes, ...]], Found] = {}
-            for span in reading.spans:
-                finding = next(findings)
-                for one in found_of(reading.task.id, finding):
-                    found.setdefault((one.kind, one.names), one)
-                if span is not None and finding.verdict is not None and finding.verdict.to < span.to:
-                    reading.rest = min(reading.rest or span.to, finding.verdict.to)
-            if self._clean(watch, reading):
-                self._judged(reading, list(found.values()))
+        findings = inquiry.findings(body, [reading.spans[number] for reading, number in asked])
+        for (reading, number), finding in zip(asked, findings, strict=True):
+            for one in found_of(reading.task.id, finding):
+                reading.found.setdefault((one.kind, one.names), one)
+            span = reading.spans[number]
+            if span is not None and finding.verdict is not None and finding.verdict.to < span.to:
+                reading.rest = min(reading.rest or span.to, finding.verdict.to)
+        for reading, _ in parts:
+            if reading.asked == len(reading.items) and self._clean(watch, reading):
+                self._judged(reading, list(reading.found.values()))
         self._ask(watch, more)
 
     def _clean(self, watch: set[FileId], reading: _Reading) -> bool:
@@ -213,7 +229,7 @@ class Sweep:
             return
         if task.at == 0:
             self.files += 1
-        self.bytes += reading.bytes
+        self.bytes += reading.length
         for one in found:
             self._found(one)
         self._continue(reading)
@@ -241,7 +257,7 @@ def _read_all(source: Any, tasks: list[_Task], budget: int) -> tuple[list[_Readi
         except OSError as error:
             reading.error = f"the source's cannot be read: {error.strerror}"
         readings.append(reading)
-        budget -= reading.bytes
+        budget -= reading.length
     return readings, []
 
 
@@ -269,7 +285,7 @@ def _read_one(source: Any, reading: _Reading, budget: int) -> None:
                 reading.items.append(item)
                 reading.spans.append(span)
             read = span.data().total
-            reading.bytes += read
+            reading.length += read
             budget -= read
             at = span.to
         if not reading.spans:
