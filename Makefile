@@ -40,10 +40,11 @@ test-kernels: $(DEV_STAMP) $(TEST_STAMP) $(KERNELS_STAMP) ## the tables of the t
 	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest -o faulthandler_timeout=0 tests/kernel/test_matrix.py $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: $(RUN_STAMP) ## measure lag and rates over loopback, of trace, and what hooks cost a writer, on this machine (root)
+bench: $(RUN_STAMP) ## measure lag and rates over loopback, of trace, of scans, and what hooks cost a writer, on this machine (root)
 	$(AS_ROOT) $(PYTHON) bench/loopback.py
 	$(AS_ROOT) $(PYTHON) bench/trace.py
 	$(AS_ROOT) $(PYTHON) bench/writer.py
+	$(AS_ROOT) $(PYTHON) bench/scan.py
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## ruff and mypy --strict

@@ -46,7 +46,7 @@ class Ends:
             at = f"127.0.0.1:{probe.getsockname()[1]}"
         self._processes: list[subprocess.Popen[bytes]] = []
         self._start("receive", "--root", self.replica, "--listen", at, "--state", directory / "receive")
-        self._start("send", self.source, at, "--state", self._state)
+        self._start("send", self.source, at, "--state", self._state, "--detach-hooks")
 
     def _start(self, *words: str | Path) -> None:
         process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=self._log)

@@ -72,7 +72,7 @@ class Answers:
                 names = self._mirror.names(directory)
             except (OSError, KeyError):
                 continue  # not here (any more): its facts are on their way
-            if names_digest(names) == digest:
+            if names_digest((name, self._mirror.bound(Slot(directory, name))) for name in names) == digest:
                 continue
             self._extras.update(Slot(directory, name) for name in names)
             differing.append((directory.text(), [name.decode("latin-1") for name in names]))

@@ -2,7 +2,7 @@
 
 A `Span` describes a part of the source's file: which of its blocks are holes, and a digest of each other one. Taken
 with `describe` from an open file, sent as JSON, and judged with `judge` against the replica's file. The digests are
-strong: who may write to a file must not be able to make two contents that look the same (docs/decisions/0019).
+strong: who may write to a file must not be able to make two contents that look the same (docs/decisions/0021).
 
 Blocks lie at multiples of their size. Only content counts: a hole and zeros are the same.
 """

@@ -80,6 +80,9 @@ def send(
     state: Annotated[Path, typer.Option("--state", metavar="DIR")] = _SEND_STATE,
     metrics: MetricsOption = None,
     sensor: Annotated[str, typer.Option("--sensor", metavar="auto|vfs|tracepoint")] = "auto",
+    scan: Annotated[
+        str, typer.Option("--scan", metavar="auto|walk", help="How to find what changed while nothing watched.")
+    ] = "auto",
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="In gitignore syntax; may be repeated.")
     ] = None,
@@ -93,14 +96,21 @@ def send(
     tls_cert: CertificateOption = None,
     tls_key: KeyOption = None,
     tls_ca: AuthorityOption = None,
+    detach_hooks: Annotated[
+        bool, typer.Option("--detach-hooks", help="Leave nothing in the kernel when stopped: the next start compares.")
+    ] = False,
+    ring_bytes: Annotated[int | None, typer.Option("--ring-bytes", hidden=True)] = None,
+    lost_inodes: Annotated[int | None, typer.Option("--lost-inodes", hidden=True)] = None,
 ) -> None:
-    """Replicate a directory to a receiver, live."""
+    """Replicate a directory to a receiver, live. When it stops, its hooks stay for the next start; see unhook."""
     from replicator.link.address import parse_address, resolve
     from replicator.link.tls import require_tls, tls_files
     from replicator.quantities import duration, size
+    from replicator.scan.select import check_way
     from replicator.sender import Sender
 
     _as_root()
+    check_way(scan)
     files = tls_files(tls_cert, tls_key, tls_ca)
     target = parse_address(address)
     if files is None:
@@ -111,8 +121,12 @@ def send(
         state.absolute(),
         metrics,
         sensor,
+        scan,
         tuple(exclude or ()),
         files,
+        detach_hooks,
+        ring_bytes,
+        lost_inodes,
         None if scrub is None else duration("--scrub", scrub),
         size("--scrub-rate", scrub_rate),
     )
@@ -184,6 +198,15 @@ def trace(path: Annotated[Path, typer.Argument(metavar="PATH")], json: JsonOptio
 
     _as_root()
     _serve(Tracer(path.absolute(), as_json=json), None, None, lambda: None)
+
+
+@app.command()
+def unhook(state: StateOption = _SEND_STATE) -> None:
+    """Remove the hooks that a stopped sender left in the kernel."""
+    from replicator.keeper.hooks import unhook as remove
+
+    _as_root()
+    remove(state.absolute())
 
 
 @app.command()

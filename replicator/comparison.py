@@ -37,11 +37,14 @@ class Comparison:
         """Compare all directories, then what is nameless; `done(False)` if the connection was lost over it."""
         self._done = done
         now = time.monotonic_ns()
-        index = self._outbox.index
-        for id in index.subtree(index.root):
-            if index.is_directory(id):
-                self._outbox.compare_names(id, now)
+        for id in self._outbox.index.directories():
+            self._outbox.compare_names(id, now)
         self._barrier(self._ask_nameless)
+
+    def nameless(self, done: Callable[[bool], None]) -> None:
+        """Compare only what is nameless there."""
+        self._done = done
+        self._ask_nameless()
 
     def ask_names(self) -> None:
         """Have the receiver compare the names of directories in which it may have more than the source.
@@ -50,9 +53,9 @@ class Comparison:
         """
         if self._comparing or not self._outbox.unlisted:
             return
-        self._comparing = self._outbox.take_unlisted(DIRECTORIES)
+        self._comparing = self._outbox.take_unlisted(DIRECTORIES, time.monotonic_ns())
         if self._comparing:
-            digests = [(id.text(), names_digest(self._outbox.index.children(id))) for id in self._comparing]
+            digests = [(id.text(), names_digest(self._outbox.index.children(id).items())) for id in self._comparing]
             self._ask({"op": "names", "directories": digests}, self._names_compared)
 
     def _names_compared(self, body: dict[str, Any]) -> None:
@@ -64,11 +67,9 @@ class Comparison:
             for id, token in compared.items():
                 self._outbox.compare_names(id, token.since, token.generation)
         for directory, names in there:
-            known = self._outbox.index.children(directory)
             due = compared.get(directory)
-            for name in names:
-                if name not in known:
-                    self._outbox.resolver.look(Slot(directory, name), now, due.generation if due else None, force=True)
+            for name in self._outbox.index.children(directory).keys() | set(names):
+                self._outbox.resolver.look(Slot(directory, name), now, due.generation if due else None, force=True)
         for token in compared.values():
             self._outbox.generations.release(token.generation)
 

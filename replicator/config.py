@@ -20,8 +20,14 @@ class SendOptions:
     state: Path = STATE / "send"
     metrics: str | None = None
     sensor: str = "auto"
+    scan: str = "auto"
     exclude: tuple[str, ...] = ()
     tls: TlsFiles | None = None
+    detach_hooks: bool = False
+    """A clean stop leaves nothing in the kernel."""
+    ring_bytes: int | None = None
+    lost_inodes: int | None = None
+    """See `BpfSensor`."""
     scrub: float | None = None
     """Seconds from the end of one scrub to the next; None for none."""
     scrub_rate: int = 20 << 20

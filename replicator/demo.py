@@ -28,6 +28,7 @@ from rich.live import Live
 from rich.table import Table
 
 from replicator.errors import EnvironmentFault, RsyncfsError
+from replicator.keeper.hooks import unhook
 from replicator.observe.control import ask
 
 START = 60.0
@@ -141,10 +142,11 @@ class Demo:
             port = _free_port()
             with (
                 _process(base, "receive", "--root", str(replica), "--listen", f"127.0.0.1:{port}"),
-                _process(base, "send", str(source), f"127.0.0.1:{port}"),
+                _process(base, "send", str(source), f"127.0.0.1:{port}", "--detach-hooks"),
             ):
                 return self._show(base, source)
         finally:
+            unhook(base / "send")  # should the sender have ended otherwise
             shutil.rmtree(base, ignore_errors=True)
 
     def _show(self, base: Path, source: Path) -> int:

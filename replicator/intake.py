@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from replicator.capture.event import EventKind
+from replicator.capture.event import EventKind, Events
 from replicator.capture.looks import parted
-from replicator.capture.names import InodeLook, ListLook, Look, MovedLook, Names, SlotLook
+from replicator.capture.names import InodeLook, ListLook, Look, MovedLook, Names, Overflow, SlotLook
 from replicator.capture.sensor import NAMELESS_LOSSES, Sensor
 from replicator.dirty.merge import merge
+from replicator.journal.journal import Item, Journal
+from replicator.journal.marks import Dead, Doubt, Partial, Whole
 from replicator.observe.metrics import SenderMetrics
 from replicator.source.outbox import Outbox
 
@@ -31,56 +34,68 @@ _KINDS = {int(kind): kind.name.lower() for kind in EventKind}
 class Intake:
     """What the kernel says of one source."""
 
-    def __init__(self, sensor: Sensor, names: Names | None, outbox: Outbox, metrics: SenderMetrics) -> None:
+    def __init__(
+        self,
+        sensor: Sensor,
+        names: Names | None,
+        outbox: Outbox,
+        metrics: SenderMetrics,
+        journal: Journal,
+        survey: Callable[[bool], None],
+    ) -> None:
+        """`survey` has everything looked for that the kernel could not tell: changes of content too, or not."""
         self._sensor = sensor
         self._names = names
         self._outbox = outbox
         self._metrics = metrics
-        self._losses: dict[str, int] = {}
-        self._sound = time.monotonic_ns()
+        self._journal = journal
+        self._survey = survey
+        self._losses = sensor.acknowledged()
+        self._sound = self._named = time.monotonic_ns()
 
     def take_names(self, now: int) -> None:
         """Take what is in the names' queue now: looks for the resolver, attributes for the table."""
-        if self._names is None:
-            return
-        looks = self._names.drain_queued()
-        for look in looks:
-            self._look(look, now)
-        if looks:
-            inodes = sum(isinstance(look, InodeLook) for look in looks)
-            self._metrics.events.add("inode", inodes)
-            self._metrics.events.add("name", len(looks) - inodes)
+        while self._names is not None:
+            looks = self._names.drain_queued()
+            sound, self._named = self._named, now
+            if Overflow() in looks:
+                self._lost(sound - SOON, now, content=False)
+            self._journal.marks(looks, now)
+            self._names.advance()
+            for look in looks:
+                self._look(look, now)
+            if looks:
+                inodes = sum(isinstance(look, InodeLook) for look in looks)
+                self._metrics.events.add("inode", inodes)
+                self._metrics.events.add("name", len(looks) - inodes)
+            if not self._names.behind:
+                return
 
-    def _look(self, look: Look, since: int) -> None:
+    def _look(self, look: Look, since: int, *, force: bool = False) -> None:
         index, resolver = self._outbox.index, self._outbox.resolver
         if isinstance(look, SlotLook):
             if index.is_member(look.slot.parent):
-                resolver.look(look.slot, since)
+                resolver.look(look.slot, since, force=force)
         elif isinstance(look, InodeLook):
             if index.is_member(look.id):
                 self._outbox.table.mark(look.id, since)
         elif isinstance(look, MovedLook):
             for slot in index.slots_of(look.id):
-                resolver.look(slot, since)
+                resolver.look(slot, since, force=force)
         elif isinstance(look, ListLook):
             if index.is_member(look.id):
                 resolver.list(look.id, since)
+                if force:
+                    self._outbox.compare_names(look.id, since)
         else:
-            self._names_lost(since)
+            self._names_lost()
 
-    def _names_lost(self, now: int) -> None:
-        """Names or attributes changed and the kernel could not say where: look at all of them again."""
-        log.warning("the queue of name events overflowed: looking at every file (raise fs.fanotify.max_queued_events)")
+    def _names_lost(self) -> None:
+        """Names or attributes changed and the kernel could not say where."""
+        log.warning("the queue of name events overflowed: looking for what changed (see fs.fanotify.max_queued_events)")
         self._metrics.events_dropped.add("names_overflow")
         self._metrics.resyncs.add("names_overflow")
-        for id in self._outbox.index.subtree(self._outbox.index.root):
-            self._outbox.table.mark(id, now)
-        self._list_all(now)
-
-    def _list_all(self, now: int) -> None:
-        for id in self._outbox.index.subtree(self._outbox.index.root):
-            if self._outbox.index.is_directory(id):
-                self._outbox.resolver.list(id, now)
+        self._survey(False)
 
     def take_records(self) -> None:
         """Take what is in the ring, up to about a million records."""
@@ -92,12 +107,32 @@ class Intake:
                 if amount:
                     self._metrics.events.add(_KINDS.get(kind, "whole"), amount)
             records, looks = parted(records, self._sensor.names())
+            now = time.monotonic_ns()
+            self._journal.marks((look for _, look in looks), now)
+            self._journal.events(records, now)
+            self._sensor.advance()
             for since, look in looks:
                 self._look(look, since)
-            outbox = self._outbox
-            if len(records):
-                merge(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
-            self._sensor.advance()
+            self._merge(records)
+
+    def _merge(self, records: Events) -> None:
+        outbox = self._outbox
+        if len(records):
+            merge(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
+
+    def restore(self, items: Iterable[Item]) -> None:
+        """Act once more on what a predecessor had in its journal: whatever of it the replica knows is told again."""
+        now = time.monotonic_ns()
+        for item in items:
+            if not isinstance(item, list):
+                item["ts"] = np.minimum(item["ts"], now)
+                self._merge(item)
+                continue
+            for mark in item:
+                if isinstance(mark, Whole | Doubt | Partial | Dead):
+                    self._outbox.restore(mark, now)
+                else:
+                    self._look(mark, now, force=True)
 
     def fence(self) -> None:
         """What the kernel side leaves untold from here on is told of by records that are not drained yet."""
@@ -117,15 +152,27 @@ class Intake:
         if not grown:
             self._outbox.forget_told(now - LATE)
             return
-        lost = [id for id in self._sensor.lost_inodes() if self._outbox.index.is_member(id)]
+        outbox = self._outbox
+        named = self._sensor.lost_inodes()
+        lost = [id for id in named if outbox.index.is_member(id)]
+        self._journal.marks((Doubt(id) for id in lost), now)
         for id in lost:
-            self._outbox.doubt(id, now)
-            if self._outbox.index.is_directory(id):
-                self._outbox.resolver.list(id, now)
+            outbox.doubt(id, now)
+            if outbox.index.is_directory(id):
+                outbox.resolver.list(id, now)
         log.warning("the kernel dropped events (%s): %d files are compared", ", ".join(sorted(grown)), len(lost))
         if grown & NAMELESS_LOSSES:
-            log.warning("it is not known of which files: all are compared with the replica")
+            log.warning("it is not known of which files: looking for what changed")
             self._metrics.resyncs.add("events_lost")
-            self._outbox.compare_all(now, sound - (LATE if "probe_missed" in grown else SOON))
-            if self._sensor.tells_names:
-                self._list_all(now)
+            self._lost(sound - (LATE if "probe_missed" in grown else SOON), now, content=True)
+            self._survey(True)
+        self._sensor.forget_lost(named)
+        self._sensor.acknowledge(losses)
+
+    def _lost(self, since: int, now: int, *, content: bool) -> None:
+        """Changes since then may have been lost, nobody knows of what."""
+        doubtful = self._outbox.doubtful(since)
+        marks = (Doubt(id) if content else InodeLook(id) for id in doubtful)
+        lists = (ListLook(id) for id in doubtful if self._outbox.index.is_directory(id))
+        self._journal.marks([Overflow(), *marks, *lists], now)
+        self._outbox.distrust(doubtful, now, content=content)

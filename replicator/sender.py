@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import secrets
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
 from typing import Any
@@ -25,18 +24,23 @@ from replicator.attribution.cgroups import Cgroups
 from replicator.attribution.processes import command_of
 from replicator.barrier import Barriers
 from replicator.blockwise import Blockwise
-from replicator.capture.names import Names
+from replicator.capture.names import ListLook, Names, Overflow, SlotLook
 from replicator.capture.probe import limits
 from replicator.capture.select import select_sensor, sensor_name
 from replicator.capture.sensor import Sensor
 from replicator.capture.tracepoint import MODIFY
+from replicator.catchup import Catchup
 from replicator.comparison import Comparison
 from replicator.config import SendOptions
 from replicator.dirty.writers import Writers
 from replicator.errors import EnvironmentFault, RemoteError
 from replicator.host import ancestors, boot_id
 from replicator.intake import Intake
+from replicator.journal.marks import Doubt, Mark, Whole
+from replicator.keeper.hooks import Hooks
+from replicator.ledger import Ledger
 from replicator.link import message as m
+from replicator.link.connection import LinkLost
 from replicator.link.tls import client_context
 from replicator.model import FileId, Slot
 from replicator.observe.control import ControlServer
@@ -90,10 +94,23 @@ class Sender:
         self.identity = self.state.identity()
         self.source = SourceRoot.open(options.source)
         defer(self.source.close)
+        self.ledger = Ledger(self.state.path, {"root": self.source.id.text(), "exclude": options.exclude})
+        defer(self.ledger.close)
         self.metrics = SenderMetrics()
-        self.sensor: Sensor = select_sensor(options.sensor, self.source.fstype)
-        self.sensor.attach(self.source)
-        defer(self.sensor.close)
+        self.hooks = Hooks.open(options.state, self.source, detach=options.detach_hooks)
+        defer(self.hooks.close)
+        sensor = select_sensor(
+            options.sensor,
+            self.source.fstype,
+            ring_bytes=options.ring_bytes,
+            lost_inodes=options.lost_inodes,
+            keeping=self.hooks.keeping,
+        )
+        defer(sensor.close)
+        sensor.attach(self.source)
+        self.hooks.tell(sensor)
+        self.sensor: Sensor = sensor
+        self.metrics.hooks_adopted.set(1 if sensor.adopted else 0)
         self.metrics.sensor.info({"sensor": sensor_name(self.sensor)})
         coverage = self.sensor.coverage()
         for limit in limits(self.source.fstype, coverage):
@@ -104,16 +121,29 @@ class Sender:
                     "%s is not hooked: %s; what others do not tell of it is seen late", item.mechanism, item.reason
                 )
         modify = any(item.mechanism == MODIFY for item in coverage)
-        names = None if self.sensor.tells_names else Names(self.source, modify=modify)
-        if names is not None:
+        names = None
+        if not sensor.tells_names:
+            names = Names(self.source, modify=modify, store=self.hooks.store, adopt=sensor.adopted)
             defer(names.close)
+            self.hooks.tell_names(names)
         # Pages that were dirty before the hooks were attached stay silent until they are clean.
-        syscalls.syncfs(self.source.read_fd)
+        if not sensor.adopted:
+            syscalls.syncfs(self.source.read_fd)
+        self._gap = not sensor.adopted or not (names is None or names.adopted)
         cgroups = Cgroups()
         defer(cgroups.close)
-        self.outbox = Outbox(self.source.id, exclude, writers=Writers(command_of, cgroups.path))
+        self.outbox = Outbox(
+            self.source.id,
+            exclude,
+            writers=Writers(command_of, cgroups.path),
+            index=self.ledger.index(self.source.id),
+            last_epoch=self.ledger.last_epoch,
+        )
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
-        self.intake = Intake(self.sensor, names, self.outbox, self.metrics)
+        self.catchup = Catchup(self.source, self.ledger.store, self.outbox, options.scan)
+        defer(self.catchup.close)
+        self.journal = self.ledger.journal(self.outbox, self._owed)
+        self.intake = Intake(self.sensor, names, self.outbox, self.metrics, self.journal, self._survey)
         self.intake.fence()
         self.comparison = Comparison(self.outbox, self.ask, self._barrier)
         self.barriers = Barriers(self.outbox.generations)
@@ -126,8 +156,6 @@ class Sender:
         self.blockwise = Blockwise(self.source, self.outbox, self.ask, self.describe)
         defer(self.blockwise.close)
         self.phase = "connecting"
-        self.instance = secrets.randbits(64)
-        self.durable = 0
         self.selector = selectors.PollSelector()
         defer(self.selector.close)
         self.uplink = Uplink(options.address, tls, self.selector, self._hello, lambda: self.outbox.last_epoch)
@@ -136,11 +164,12 @@ class Sender:
         self.scrub = None if options.scrub is None else Scrub(self, options.scrub, options.scrub_rate)
         self.control = ControlServer(self.state.path, self.selector, self.requests.handle)
         defer(self.control.close)
-        for watched in (self.sensor, names, self.reading, self.worker, self.blockwise):
+        for watched in (self.sensor, names, self.reading, self.worker, self.blockwise, self.ledger, self.catchup):
             if watched is not None:
                 self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
         self.progress = Progress()
         defer(self.progress.close)
+        self._sweeping = False
         self.turn = 0
         self._turned = 0
         self._session: object = None
@@ -152,6 +181,38 @@ class Sender:
         self._housekept = 0.0
         self._oldest = 0
         self.metrics.oldest_unreplicated.set_function(self.oldest_age)
+        if self.ledger.known:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take up what a predecessor left."""
+        now = time.monotonic_ns()
+        self.phase = "scanning"
+        self.outbox.succeeding = True
+        self.outbox.outsiders.forget()
+        for id in self.index.nameless():
+            self.resolver.doubt(id, now)
+        items = self.journal.restored()
+        if items is None:
+            self.journal.forget()
+        else:
+            self.intake.restore(items)
+            self.journal.restored_all()
+        if self._gap or items is None:
+            self.metrics.resyncs.add("gap")
+            self.catchup.survey()
+        self.journal.begin(now, anew=items is None)
+        if self.catchup.busy:
+            self.journal.marks([Overflow()], now)
+
+    def _survey(self, content: bool) -> None:
+        self.catchup.survey(content=content)
+
+    def _owed(self) -> Iterator[Mark]:
+        """All that is not durable, for the journal."""
+        yield from self.outbox.owed()
+        if self.catchup.busy:
+            yield Overflow()
 
     # ------------------------------------------------------------------ the loop
 
@@ -171,6 +232,8 @@ class Sender:
             self.intake.take_records()
             self.reading.take(now)
             self.worker.collect()
+            self.ledger.collect()
+            self.catchup.turn(now)
             self._hear(now)
             self._resolve(now)
             self._read(now)
@@ -187,7 +250,7 @@ class Sender:
             self.control.retune()
 
     def close(self) -> None:
-        """Detach everything."""
+        """Give everything back; hooks stay for the next sender, unless this one was told otherwise."""
         self._stack.close()
 
     def _patience(self) -> float:
@@ -220,6 +283,7 @@ class Sender:
             return
         self._resolved = now
         changes = self.resolver.resolve(self.view, now, LOOKS)
+        self.journal.marks((ListLook(id) for id in changes.lists), now)
         self.outbox.changed(changes, time.monotonic_ns())
         self.intake.take_records()  # a look may have seen more than was drained: a name must not show what it will say
         for where, error in changes.failed[:1]:
@@ -236,8 +300,8 @@ class Sender:
         return m.Hello(
             source=self.identity.source,
             root=self.source.id,
-            instance=self.instance,
-            durable=self.durable,
+            instance=self.ledger.instance,
+            durable=self.ledger.durable,
             replica=self.identity.replica,
             fstype=self.source.fstype,
             hostname=socket.gethostname(),
@@ -257,17 +321,21 @@ class Sender:
                 self._welcomed(now)
         for message in heard:
             if isinstance(message, m.Applied):
-                self.metrics.needs.add(len(message.answer.needs))
+                answer = message.answer
+                self.metrics.needs.add(len(answer.needs))
+                self.journal.marks((Whole(id) for id in answer.needs), now)
+                self.journal.marks((Doubt(id) for id in answer.doubts), now)
+                self.journal.marks((SlotLook(slot, None) for slot in answer.looks), now)
                 self._refusals(message)
                 try:
-                    ages = self.outbox.applied(message.answer, now)
+                    ages = self.outbox.applied(answer, now)
                 except RemoteError as error:
                     self.uplink.drop(error)
                     return
                 self._observe(self.metrics.lag_applied, ages)
                 self.metrics.epochs.add()
             elif isinstance(message, m.Durable):
-                self.durable = message.epoch
+                self.ledger.durable = message.epoch
                 self.metrics.durable_epoch.set(message.epoch)
                 self._observe(self.metrics.lag_durable, self.outbox.durable(message.epoch, now))
             elif isinstance(message, m.Checked):
@@ -309,6 +377,14 @@ class Sender:
         assert connection is not None
         assert welcome is not None
         self.metrics.sessions.add()
+        self.hooks.begun()
+        if connection.session.ahead:
+            log.warning("the replica has more than this sender remembers: was its state directory set back?")
+            self.ledger.renew()
+            self.ledger.mistrust()
+            self.journal.renew(self.ledger.instance, now)
+            self.uplink.drop(LinkLost("connecting anew, to compare everything"))
+            return
         other = self.identity.replica not in (None, welcome.replica)
         if self.identity.replica != welcome.replica:
             self.identity.replica = welcome.replica
@@ -318,11 +394,13 @@ class Sender:
             self.metrics.resyncs.add("start")
             self.outbox.start(now)
             self.phase = "scanning"
-        elif other or connection.session.reverted:
+        elif other or connection.session.reverted or (self.ledger.mistrusted and not self._sweeping):
             log.warning("the replica is not in the state that it was left in: comparing everything")
             self.metrics.resyncs.add("compare")
+            self.ledger.mistrust()
+            self._sweeping = True
             self.outbox.checking = True
-            self.outbox.compare_all(now)
+            self.catchup.sweep()
             self.phase = "scanning"
 
     def ask(self, body: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
@@ -342,6 +420,7 @@ class Sender:
             if epoch is None:
                 return
             facts, payload = epoch
+            self.ledger.reserve(facts.epoch)
             self.metrics.data_bytes.add(sum(len(data) for _, _, data in payload))
             self.uplink.say_epoch(facts, payload)
             self._read(now)
@@ -351,7 +430,7 @@ class Sender:
     def _advance(self, now: int) -> None:
         """Go from one phase of the first sync to the next, and let waiters through."""
         generations = self.outbox.generations
-        if self.phase == "scanning" and not self.resolver.workable:
+        if self.phase == "scanning" and not self.resolver.workable and not self.catchup.busy:
             self.resolver.complete = True
             self.phase = "sending"
             self._barrier(self._scanned)
@@ -368,11 +447,15 @@ class Sender:
         """Everything that the source has is on the replica: now what only the replica has."""
         if self.outbox.checking:
             self.comparison.start(self._compared)
+        elif self.ledger.known:
+            self.comparison.nameless(self._compared)
         else:
             self._in_sync()
 
     def _compared(self, complete: bool) -> None:
         if complete:
+            self.ledger.trust()
+            self._sweeping = False
             self._in_sync()
         else:
             self.phase = "scanning"
@@ -382,7 +465,11 @@ class Sender:
 
     def _in_sync(self) -> None:
         self.phase = "ready"
+        self.outbox.succeeding = False
         self.progress.close()
+        if not self.ledger.known:
+            self.ledger.scanned()
+            self.journal.begin(time.monotonic_ns(), anew=True)
         if not self._told_ready:
             self._told_ready = True
             self._ready()
@@ -397,6 +484,8 @@ class Sender:
                 "replica; mount it again and start the sender"
             )
         self.intake.check_losses()
+        self.ledger.turn(self.outbox, now)  # what was told is relied on only if nothing was lost of it
+        self.journal.tick(now)
         self.outbox.settle(now)
         metrics = self.metrics
         metrics.events_suppressed.follow(self.sensor.untold())

@@ -13,12 +13,13 @@ import fcntl
 import os
 import struct
 import termios
-from ctypes import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_uint64, c_ulong, c_void_p
 from typing import Any, Final, NamedTuple, NoReturn
 
 AT_FDCWD: Final = -100
 AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_SYMLINK_FOLLOW: Final = 0x400
+AT_NO_AUTOMOUNT: Final = 0x800
 AT_EMPTY_PATH: Final = 0x1000
 
 RESOLVE_NO_XDEV: Final = 0x01
@@ -73,6 +74,9 @@ MOUNT_ATTR_NODEV: Final = 0x04
 MOUNT_ATTR_NOATIME: Final = 0x10
 MOUNT_ATTR__ATIME: Final = 0x70
 MS_PRIVATE: Final = 1 << 18
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
 
 UTIME_OMIT: Final = (1 << 30) - 2
 
@@ -87,6 +91,11 @@ def _function(name: str, *argtypes: Any) -> Any:
     function.argtypes = argtypes
     function.restype = c_int
     return function
+
+
+def _function_at(name: str, *argtypes: Any) -> Any:
+    """The same, for strings that are given by their addresses; apart from what `_function` makes of that name."""
+    return ctypes.CFUNCTYPE(c_int, *argtypes, use_errno=True)((name, _libc))
 
 
 # Numbers from asm-generic/unistd.h: every architecture has given new calls the same number since Linux 5.1.
@@ -116,10 +125,16 @@ _linkat = _function("linkat", c_int, c_char_p, c_int, c_char_p, c_int)
 _fallocate = _function("fallocate", c_int, c_int, c_int64, c_int64)
 _sync_file_range = _function("sync_file_range", c_int, c_int64, c_int64, c_uint)
 _syncfs = _function("syncfs", c_int)
+_getdents = _function("getdents64", c_int, c_void_p, c_size_t)
+_ioctl = _function("ioctl", c_int, c_ulong, c_void_p)
 _statx = _function("statx", c_int, c_char_p, c_int, c_uint, c_void_p)
+_handle_at = _function_at("name_to_handle_at", c_int, c_void_p, c_void_p, c_void_p, c_int)
+_statx_at = _function_at("statx", c_int, c_void_p, c_int, c_uint, c_void_p)
 _utimensat = _function("utimensat", c_int, c_char_p, c_char_p, c_int)
 _fanotify_init = _function("fanotify_init", c_uint, c_uint)
 _fanotify_mark = _function("fanotify_mark", c_int, c_uint, c_uint64, c_int, c_char_p)
+_mlock = _function("mlock", c_void_p, c_size_t)
+_mount = _function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _membarrier = _syscall(c_int, c_uint, c_int)
 _openat2 = _syscall(c_int, c_char_p, c_char_p, c_size_t)
 _open_tree = _syscall(c_int, c_char_p, c_uint)
@@ -127,6 +142,8 @@ _mount_setattr = _syscall(c_int, c_char_p, c_uint, c_char_p, c_size_t)
 _fsopen = _syscall(c_char_p, c_uint)
 _fsconfig = _syscall(c_int, c_uint, c_char_p, c_char_p, c_int)
 _fsmount = _syscall(c_int, c_uint, c_uint)
+
+_LOOK_FLAGS = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
 
 _HANDLE_HEAD = struct.Struct("=Ii")  # handle_bytes, handle_type
 _MOUNT_AT = _HANDLE_HEAD.size + MAX_HANDLE_BYTES
@@ -238,6 +255,12 @@ def membarrier(command: int = MEMBARRIER_CMD_GLOBAL) -> int:
     return result
 
 
+def mlock(address: int, length: int) -> None:
+    """Keep pages of this process in memory. EPERM or ENOMEM beyond the limit on locked memory."""
+    if _mlock(address, length) < 0:
+        _fail()
+
+
 _TIMES = struct.Struct("=qqqq")
 
 
@@ -279,6 +302,12 @@ def mount_setattr(fd: int, attributes: int, propagation: int = 0) -> None:
         _fail()
 
 
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int, options: bytes) -> None:
+    """Mount a filesystem where everybody sees it."""
+    if _mount(source, target, fstype, flags, options) < 0:
+        _fail(target)
+
+
 def mount_detached(fstype: bytes, source: bytes, options: dict[bytes, bytes | None], attributes: int = 0) -> int:
     """Mount a filesystem nowhere: a descriptor of its root, in no namespace; the mount ends with the descriptor.
 
@@ -310,6 +339,42 @@ def ficlone(target: int, source: int) -> None:
 def ficlonerange(target: int, target_offset: int, source: int, offset: int, length: int) -> None:
     """Share a block-aligned range; length 0 is "to the end of the source"."""
     fcntl.ioctl(target, FICLONERANGE, struct.pack("=qQQQ", source, offset, length, target_offset))
+
+
+def getdents(fd: int, address: int, size: int) -> int:
+    """Write the next entries of a directory (struct linux_dirent64) to `address`; how many bytes, 0 at the end.
+
+    ENOENT when the directory itself was removed.
+    """
+    got: int = _getdents(fd, address, size)
+    if got < 0:
+        _fail()
+    return got
+
+
+def look_at(dirfd: int, names: list[int], handles: int, handle_step: int, statuses: int, status_step: int) -> list[int]:
+    """name_to_handle_at and statx of many names, given by their addresses, into arrays at addresses.
+
+    The steps are the arrays' bytes for each name; the capacity of each handle is set already, links are not followed.
+    Which names, as indexes, could not be looked at: ask for each by itself.
+    """
+    failed = []
+    mount_id = ctypes.c_int()
+    mount_at, handle_at, status = ctypes.addressof(mount_id), _handle_at, _statx_at
+    for number, name in enumerate(names):
+        if handle_at(dirfd, name, handles, mount_at, 0) or status(
+            dirfd, name, _LOOK_FLAGS, STATX_BASIC_STATS, statuses
+        ):
+            failed.append(number)
+        handles += handle_step
+        statuses += status_step
+    return failed
+
+
+def ioctl_at(fd: int, request: int, address: int) -> None:
+    """An ioctl that writes into a large buffer at `address`: fcntl.ioctl keeps the interpreter's lock during these."""
+    if _ioctl(fd, request, address) < 0:
+        _fail()
 
 
 def fionread(fd: int) -> int:

@@ -56,8 +56,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """Forget the processes of the tests before, but for those that still serve."""
-    pairs.started[:] = [process for process in pairs.started if process.running()]
+    """Forget the processes of the tests before, but for those that still serve, and what they left in the kernel."""
+    pairs.tidy()
+
+
+def pytest_sessionfinish() -> None:
+    """Nothing stays in the kernel."""
+    pairs.tidy()
 
 
 def remove(top: Path) -> None:

@@ -6,21 +6,28 @@ an OSError; whether this process may use BPF at all is told by `bpf_refusal`, as
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import struct
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from replicator.capture.btf import Btf, Function
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
-_PROG_LOAD, _PROG_TEST_RUN, _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 5, 10, 15, 17
-_BTF_GET_FD_BY_ID, _BTF_GET_NEXT_ID = 19, 23
+_PROG_LOAD, _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 5, 6, 7, 10, 15, 17
+_BTF_GET_FD_BY_ID, _BTF_GET_NEXT_ID, _LINK_CREATE = 19, 23, 28
 _MAP_TYPE_RINGBUF: Final = 27
 _RUN_ON_CPU: Final = 1
+_PERF_EVENT: Final = 41
+"""How a link is attached to a perf event."""
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}.get(os.uname().machine)
 
+MAP_ARRAY: Final = 2
+MMAPABLE: Final = 1 << 10
 PROGRAM_KPROBE: Final = 2
 PROGRAM_RAW_TRACEPOINT: Final = 17
 PROGRAM_TRACING: Final = 26
@@ -179,6 +186,29 @@ def attach_program(program: int, tracepoint: str | None = None) -> int:
     return _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("=QI", 0 if name is None else ctypes.addressof(name), program))
 
 
+def link_event(program: int, event: int) -> int:
+    """A link's descriptor: to a perf event, which lives as long as the link. Linux 5.15."""
+    return _bpf(_LINK_CREATE, struct.pack("=IIII", program, event, _PERF_EVENT, 0))
+
+
+def program_id(program: int) -> int:
+    """The kernel's number of a program."""
+    return _numbers(program)[1]
+
+
+def linked_program_id(link: int) -> int:
+    """The number of the program that a link calls."""
+    return _numbers(link)[2]
+
+
+def _numbers(descriptor: int) -> tuple[int, int, int]:
+    """How `struct bpf_prog_info` and `struct bpf_link_info` begin: type, id, and of a link its program's id."""
+    info = ctypes.create_string_buffer(12)
+    _bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)))
+    kind, number, program = struct.unpack("=III", info.raw)
+    return kind, number, program
+
+
 def run_on(program: int, cpu: int) -> bool:
     """Run a raw tracepoint's program on a processor, there and now; false if that processor is not online."""
     attributes = struct.pack("=IIIIQQIIIIQQII", program, *(0,) * 11, _RUN_ON_CPU, cpu)
@@ -231,6 +261,31 @@ def module_types(module: str) -> int:
         if name.value.decode() == module and struct.unpack_from("=I", info, 28)[0]:
             return descriptor
         os.close(descriptor)
+
+
+# ---------------------------------------------------------------------- names in bpffs
+
+
+def pin(descriptor: int, path: Path) -> None:
+    """Give a map, program or link a name in a bpffs: it lives until that is removed. OSError with the path."""
+    with _naming(path) as name:
+        _bpf(_OBJ_PIN, struct.pack("=QI", name, descriptor))
+
+
+def pinned(path: Path) -> int:
+    """A descriptor of what has this name. OSError with the path."""
+    with _naming(path) as name:
+        return _bpf(_OBJ_GET, struct.pack("=QI", name, 0))
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[int]:
+    """The address of a path, and the path in what is raised."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    try:
+        yield ctypes.addressof(name)
+    except OSError as fault:
+        raise OSError(fault.errno, fault.strerror, str(path)) from None
 
 
 # ---------------------------------------------------------------------- may it be used at all

@@ -1,7 +1,8 @@
 """What all sensors made of eBPF programs share: a ring, losses, and what is in place.
 
 Takes families of hooks (files in ebpf/) and a filesystem; gives the records of every change of its inodes. A hook that
-this kernel lacks is reported in `coverage()` and does not fail the rest.
+this kernel lacks is reported in `coverage()` and does not fail the rest. With a place to keep them, hooks outlive the
+process, and are taken over by the next one if they are just what it would attach itself.
 """
 
 from __future__ import annotations
@@ -10,30 +11,31 @@ import os
 import struct
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from replicator.capture import bpf
 from replicator.capture.btf import Btf
-from replicator.capture.calls import Calls
 from replicator.capture.commands import Command
 from replicator.capture.compile import compiled
-from replicator.capture.counts import LOST_MAP_FULL, RETURN_MISSED, RING_FULL, UNTOLD, Counts
 from replicator.capture.event import Events
-from replicator.capture.fence import Fence
 from replicator.capture.headers import CACHE
+from replicator.capture.keeping import Keeping
+from replicator.capture.kept import Build, Signature, digest
 from replicator.capture.layout import Hook
 from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Program
 from replicator.capture.maps import possible_processors
+from replicator.capture.notebook import SPEC
 from replicator.capture.preemption import preemptible
-from replicator.capture.probes import Probes
-from replicator.capture.ring import Ring
+from replicator.capture.probes import Probes, room
+from replicator.capture.readings import Readings
+from replicator.capture.ring import Ring, RingError
 from replicator.capture.sensor import Coverage, Filesystem, Watched
-from replicator.capture.skips import Skips
-from replicator.capture.source import MOST_HOOKS, MOST_SPARES, AnyHook, assemble, target
+from replicator.capture.source import MOST_SPARES, AnyHook, assemble, target
 from replicator.capture.symbols import DIRECT_END, code_of
 from replicator.errors import EnvironmentFault
+from replicator.keeper.pins import Pins
 from replicator.model import FileId
 
 # enum rsyncfs_type of ebpf/maps.h
@@ -48,10 +50,12 @@ class BpfSensor(ABC):
     """A `Sensor` without `_prepare`, which says which families it takes.
 
     `ring_bytes` is the ring's size (a power of two, at least a page), `lost_inodes` how many inodes can be remembered
-    by name when it overflows; `tracing`: for `trace`, see `select_sensor`.
+    by name when it overflows; `tracing`: for `trace`, see `select_sensor`; `keeping`: where hooks are to outlive the
+    process.
     """
 
     tells_names = False
+    adopted = False
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class BpfSensor(ABC):
         cache: Path = CACHE,
         *,
         tracing: bool = False,
+        keeping: Keeping | None = None,
     ) -> None:
         if ring_bytes < os.sysconf("SC_PAGE_SIZE") or ring_bytes & (ring_bytes - 1):
             raise ValueError("the ring's size must be a power of two and at least a page")
@@ -69,23 +74,30 @@ class BpfSensor(ABC):
         self._index = index
         self._cache = cache
         self._tracing = tracing
+        self._keeping = keeping
+        self._build: Build | None = None
         self._program: Program | None = None
-        self._ring: Ring | None = None
+        self._readings: Readings | None = None
         self._probes: Probes | None = None
-        self._calls: Calls | None = None
         self._counters: bpf.Counters | None = None
         self._besides: list[Coverage] = []
-        self._fence: Fence | None = None
-        self._counts: Counts | None = None
-        self._spared: Counts | None = None
-        self._skips: Skips | None = None
+        self.not_adopted = ""
+        """Why hooks that an earlier process left were not taken over; empty if there were none, or they were."""
+        self.not_kept = ""
+        """Why these will not outlive the process, though they were to; empty if they will."""
 
     def attach(self, source: Watched) -> None:
-        """Load and attach. EnvironmentFault says what is missing. Twice is a programming error."""
+        """Load and attach, or take over. EnvironmentFault says what is missing. Twice is a programming error."""
         self._prepare(source, attach=True)
+        if self.adopted:
+            # What the process before had drained and not read was told under an epoch that ends here.
+            self.fence()
+            return
         self._attached().map("filesystems").set(
             struct.pack("=I", source.kernel_dev), struct.pack("=BB", self._index, TYPES[source.fstype])
         )
+        if self._keeping is not None and self._build is not None:
+            self.not_kept = self._keeping.keep(self._attached(), self._build)
 
     def trial(self, fstype: str) -> list[Coverage]:
         """What would be in place on a filesystem of this type: everything is loaded, and removed again."""
@@ -116,40 +128,79 @@ class BpfSensor(ABC):
         if refusal is not None:
             raise EnvironmentFault(refusal)
         self._counters = bpf.Counters(types)
-        self._probes = probes
         if self._tracing:
             defines = (*defines, "RSYNCFS_TRACE")
         assembly = assemble(families, source.fstype, types, defines)
+        made = compiled(assembly.text, self._cache)
         processors = possible_processors()
-        try:
-            self._program = Program(
+        sizes = {
+            "events": self._ring_bytes,
+            "lost": self._lost_inodes,
+            "counts": processors,
+            "spared": processors,
+        }
+        spares = MOST_SPARES if preemptible() else 1
+        decided = {
+            **sizes,
+            "index": self._index,
+            "spares": spares,
+            "trampolines": trampolines,
+            "probes": probes and room(),
+        }
+        if self._keeping is not None:
+            programs = digest(assembly.text, made, decided)
+            self._build = self._keeping.build(source, type(self).__name__, programs)
+
+        def program(adopt: tuple[Pins, Signature] | None = None) -> Program:
+            return Program(
                 assembly,
-                compiled(assembly.text, self._cache),
+                made,
                 types,
-                {
-                    "events": self._ring_bytes,
-                    "lost": self._lost_inodes,
-                    "counts": processors,
-                    "spared": processors,
-                },
+                sizes,
                 trampolines=trampolines,
-                spares=MOST_SPARES if preemptible() else 1,
+                spares=spares,
                 probes=probes,
                 attach=attach,
+                more_maps=(SPEC,),
+                adopt=adopt,
             )
+
+        if attach and self._adopt(program, probes, processors):
+            return
+        self._probes = probes
+        try:
+            self._program = program()
             if self._program.has_map("direct_end"):
                 self._program.map("direct_end").set(struct.pack("=I", 0), struct.pack("=QQ", *code_of(DIRECT_END)))
-            if self._program.has_map("calls"):
-                self._calls = Calls(self._program.map("calls"))
-            self._counts = Counts(self._program.map("counts").descriptor, processors)
-            if self._program.has_map("spared"):
-                self._spared = Counts(self._program.map("spared").descriptor, processors, MOST_HOOKS)
-            self._skips = Skips(self._program, self._times_skipped, self._times_spared)
-            self._fence = Fence(self._program.map("epoch").descriptor)
-            self._ring = Ring(self._program.map("events").descriptor, self._ring_bytes)
+            self._readings = Readings(self._program, self._counters, probes, self._ring_bytes, processors)
         except BaseException:
             self.close()
             raise
+
+    def _adopt(
+        self,
+        program: Callable[[tuple[Pins, Signature]], Program],
+        probes: Probes | None,
+        processors: int,
+    ) -> bool:
+        """Take over what an earlier process left, if it is just what is wanted, whole and sound."""
+        if self._keeping is None or self._build is None:
+            return False
+        left, self.not_adopted = self._keeping.left(self._build)
+        if left is None:
+            return False
+        assert self._counters is not None
+        self._probes = probes
+        try:
+            self._program = program((self._keeping.pins, left))
+            self._readings = Readings(self._program, self._counters, probes, self._ring_bytes, processors)
+            self._readings.ring.check()
+        except (OSError, RingError) as fault:
+            self.not_adopted = f"they are not sound: {fault}"
+            self.close()
+            return False
+        self.adopted = True
+        return True
 
     def fileno(self) -> int:
         """The ring map's descriptor."""
@@ -177,55 +228,39 @@ class BpfSensor(ABC):
 
     def fence(self) -> int:
         """See `Sensor.fence`."""
-        assert self._fence is not None, "not attached"
-        return self._fence.advance()
+        return self._read().fence.advance()
 
     def untold(self) -> int:
         """See `Sensor.untold`."""
-        return self._counted(UNTOLD)
+        return self._read().untold()
 
     def losses(self) -> dict[str, int]:
-        """Totals since attach.
+        """Totals since the hooks are there.
 
         ring_full: records that did not fit; lost_map_full: of those, the ones whose inode could not be kept either;
         recursion: programs that the kernel skipped because they were running already, and no spare saw it;
         probe_missed: calls that kernel probes missed, or whose return they missed.
         """
-        assert self._skips is not None, "not attached"
-        # the later cause first: whoever sees a ring_full sees its lost_map_full
-        ring_full, lost_map_full = self._counted(RING_FULL), self._counted(LOST_MAP_FULL)
-        missed = self._counted(RETURN_MISSED)
-        if self._probes is not None:
-            missed += self._probes.missed()
-        if self._calls is not None:
-            missed += self._calls.overdue()
-        return {
-            "ring_full": ring_full,
-            "lost_map_full": lost_map_full,
-            "recursion": self._skips.total(),
-            "probe_missed": missed,
-        }
+        return self._read().losses()
 
-    def _counted(self, what: int) -> int:
-        assert self._counts is not None, "not attached"
-        return self._counts.total(what)
+    def acknowledge(self, losses: Mapping[str, int]) -> None:
+        """See `Sensor.acknowledge`."""
+        self._read().notebook.acknowledge(losses)
 
-    def _times_skipped(self, program: int) -> int:
-        assert self._counters is not None
-        return self._counters.read(program).skipped
-
-    def _times_spared(self, hook: AnyHook) -> int:
-        return 0 if self._spared is None else self._spared.total(self._attached().place(hook))
+    def acknowledged(self) -> dict[str, int]:
+        """See `Sensor.acknowledged`."""
+        return self._read().notebook.acknowledged()
 
     def lost_inodes(self) -> list[FileId]:
-        """Take the inodes whose records were lost. One that is lost again meanwhile is in this answer or the next."""
+        """See `Sensor.lost_inodes`."""
+        keys = dict.fromkeys(self._attached().map("lost").keys())
+        return [FileId(fs, root, ino, gen) for root, ino, gen, fs in map(_INODE_KEY.unpack, keys)]
+
+    def forget_lost(self, ids: Iterable[FileId]) -> None:
+        """See `Sensor.forget_lost`."""
         lost = self._attached().map("lost")
-        found = []
-        for key in list(dict.fromkeys(lost.keys())):
-            if lost.remove(key):
-                root, ino, gen, fs = _INODE_KEY.unpack(key)
-                found.append(FileId(fs, root, ino, gen))
-        return found
+        for fs, root, ino, gen in ids:
+            lost.remove(_INODE_KEY.pack(root, ino, gen, fs))
 
     def command(self, pid: int) -> Command | None:
         """See `Sensor.command`."""
@@ -250,17 +285,10 @@ class BpfSensor(ABC):
         return found
 
     def close(self) -> None:
-        """Detach and free everything."""
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
-        if self._fence is not None:
-            self._fence.close()
-            self._fence = None
-        for counts in (self._counts, self._spared):
-            if counts is not None:
-                counts.close()
-        self._counts = self._spared = self._skips = None
+        """Detach and free everything but what is kept."""
+        if self._readings is not None:
+            self._readings.close()
+            self._readings = None
         if self._program is not None:
             self._program.close()
             self._program = None
@@ -272,9 +300,12 @@ class BpfSensor(ABC):
         assert self._program is not None, "not attached"
         return self._program
 
+    def _read(self) -> Readings:
+        assert self._readings is not None, "not attached"
+        return self._readings
+
     def _mapped(self) -> Ring:
-        assert self._ring is not None, "not attached"
-        return self._ring
+        return self._read().ring
 
 
 def described(hook: AnyHook) -> str:

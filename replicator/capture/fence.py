@@ -31,8 +31,8 @@ class Fence:
         """`descriptor`: the map's, which stays the caller's."""
         self._page = mmap.mmap(descriptor, mmap.PAGESIZE)
         self._shared = np.frombuffer(self._page, np.uint64, 1)
-        self.epoch = 0
-        """The present one; 0 while every write is told."""
+        self.epoch = int(self._shared[0])
+        """The present one, also if another process began it; 0 while every write is told."""
         self._program = -1
 
     def advance(self) -> int:

@@ -1,27 +1,30 @@
 """Loads programs into the kernel and attaches them, each in the way that this kernel offers.
 
 Takes an assembly of hooks (source.py) and what was made of it (object.py); gives maps, the hooks that are attached with
-how, those that are not with why, and what the kernel counts of them. Everything is gone when the process is: nothing is
-pinned.
+how, those that are not with why, and what the kernel counts of them. Everything is gone when the process is, unless it
+is kept (`keep`); then the next process takes it over as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from replicator.capture import bpf
 from replicator.capture.btf import Btf, Function
+from replicator.capture.kept import Build, KeptProgram, Signature
 from replicator.capture.layout import FunctionHook, Hook
 from replicator.capture.maps import Map
-from replicator.capture.object import Object, relocate
+from replicator.capture.object import MapSpec, Object, relocate
 from replicator.capture.probes import Probe, Probes
 from replicator.capture.source import AnyHook, Assembly, Excluded, most_spares, probe_programs, program_name
 from replicator.errors import EnvironmentFault
+from replicator.keeper.pins import Pins
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +43,12 @@ class Loaded:
     descriptor: int
     spare: int = 0
     """Which one it is of several that are attached to the same place: what the first misses the next one sees."""
+    name: str = ""
+    """Of its function in the sources."""
 
 
 class Program:
-    """The programs and maps of one assembly. `close` removes all."""
+    """The programs and maps of one assembly. `close` removes all that is not kept."""
 
     def __init__(
         self,
@@ -56,12 +61,16 @@ class Program:
         spares: int = 1,
         probes: Probes | None = None,
         attach: bool = True,
+        more_maps: Sequence[MapSpec] = (),
+        adopt: tuple[Pins, Signature] | None = None,
     ) -> None:
         """Load and attach what the kernel takes; what it refuses is in `excluded`. Without `attach`, only load.
 
-        `sizes`: max_entries of maps, by name. Functions are hooked by trampolines if those are wanted, else, or where
-        one is refused, by `probes` if there are some. What may be skipped gets so many `spares` (source.py), or as many
-        as there are. EnvironmentFault if the maps cannot be made.
+        `sizes`: max_entries of maps, by name; `more_maps` are made besides. Functions are hooked by trampolines if
+        those are wanted, else, or where one is refused, by `probes` if there are some. What may be skipped gets so many
+        `spares` (source.py), or as many as there are. EnvironmentFault if the maps cannot be made.
+
+        With `adopt`, nothing is loaded: what has this signature is taken over. OSError if a part of it is missing.
         """
         self.loaded: list[Loaded] = []
         self.excluded: list[Excluded] = list(assembly.excluded)
@@ -69,11 +78,16 @@ class Program:
         self._made, self._types = made, types
         self._trampolines, self._probes, self._attach = trampolines, probes, attach
         self._spares = spares
-        self._links: list[int] = []
+        self._links: dict[str, int] = {}
         self._maps: dict[str, Map] = {}
         self._modules: dict[str, int] = {}
+        self._kept: tuple[Pins, Build] | None = None
+        specs = [spec._replace(max_entries=sizes.get(spec.name, spec.max_entries)) for spec in (*made.maps, *more_maps)]
         try:
-            self._make_maps(sizes)
+            if adopt is not None:
+                self._adopt(specs, *adopt)
+                return
+            self._make_maps(specs)
             for hook in assembly.hooks:
                 if isinstance(hook, Hook):
                     self._attach_at_tracepoint(hook)
@@ -103,32 +117,85 @@ class Program:
         """
         if self._probes is None:
             return False
+        there = len(self.loaded)
         try:
             self._attach_probes(hook, self._probes)
         except OSError as fault:
             _log.debug("%s: no probes besides: %s", hook, fault)
             return False
+        if self._kept is not None:
+            try:
+                self._pin(self._kept[0], self.loaded[there:])
+                self._sign(*self._kept)
+            except OSError as fault:
+                _log.warning("the probes of %s are not kept: %s", hook.function, fault)
         return True
+
+    def keep(self, pins: Pins, build: Build) -> None:
+        """Have everything stay when the process ends, in place of what `pins` had. OSError if that cannot be.
+
+        What is attached later is kept as well.
+        """
+        pins.clear()
+        for name, made in self._maps.items():
+            pins.pin(f"map_{name}", made.descriptor)
+        self._pin(pins, self.loaded)
+        self._sign(pins, build)
+        self._kept = pins, build
+
+    def _pin(self, pins: Pins, programs: Sequence[Loaded]) -> None:
+        for item in programs:
+            if item.name not in self._links:
+                raise OSError(errno.EOPNOTSUPP, "this kernel has no links to kernel probes", item.name)
+            pins.pin(f"program_{item.name}", item.descriptor)
+            pins.pin(f"link_{item.name}", self._links[item.name])
+
+    def _sign(self, pins: Pins, build: Build) -> None:
+        programs = tuple(
+            KeptProgram(item.name, self.place(item.hook), item.mechanism, item.spare) for item in self.loaded
+        )
+        refused = tuple(
+            (self.place(left.hook), left.reason, left.refused) for left in self.excluded if left.hook in self._hooks
+        )
+        events = () if self._probes is None else self._probes.events
+        pins.sign(Signature(build, programs, refused, events).dump())
+
+    def _adopt(self, specs: Sequence[MapSpec], pins: Pins, signature: Signature) -> None:
+        """Take over what was kept: all of it, each link with its program."""
+        for spec in specs:
+            self._maps[spec.name] = Map(spec, pins.get(f"map_{spec.name}"))
+        for kept in signature.programs:
+            hook = self._hooks[kept.place]
+            item = Loaded(hook, kept.mechanism, pins.get(f"program_{kept.name}"), kept.spare, kept.name)
+            self.loaded.append(item)
+            self._links[kept.name] = pins.get(f"link_{kept.name}")
+            if bpf.linked_program_id(self._links[kept.name]) != bpf.program_id(item.descriptor):
+                raise OSError(errno.ESTALE, "a link calls another program", kept.name)
+        self.excluded += [
+            Excluded(self._hooks[place], reason, refused=refused) for place, reason, refused in signature.refused
+        ]
+        if self._probes is not None:
+            self._probes.adopt(signature.events)
+        self._kept = pins, signature.build
 
     def place(self, hook: AnyHook) -> int:
         """The hook's number in ebpf/notes.h."""
         return self._hooks.index(hook)
 
     def close(self) -> None:
-        """Detach all hooks and free programs and maps. May be called twice."""
-        if self._probes is not None:
-            self._probes.close()
-        for descriptor in (*self._links, *(item.descriptor for item in self.loaded), *self._modules.values()):
+        """Detach all hooks and free programs and maps, but for what is kept. May be called twice."""
+        for descriptor in (*self._links.values(), *(item.descriptor for item in self.loaded), *self._modules.values()):
             os.close(descriptor)
-        self._links, self.loaded, self._modules = [], [], {}
+        if self._probes is not None:  # whose events cannot be removed while links have them
+            self._probes.close()
+        self._links, self.loaded, self._modules = {}, [], {}
         for made in self._maps.values():
             made.close()
 
-    def _make_maps(self, sizes: Mapping[str, int]) -> None:
-        for spec in self._made.maps:
-            wanted = spec._replace(max_entries=sizes.get(spec.name, spec.max_entries))
+    def _make_maps(self, specs: Sequence[MapSpec]) -> None:
+        for spec in specs:
             try:
-                self._maps[spec.name] = Map(wanted)
+                self._maps[spec.name] = Map(spec)
             except OSError as fault:
                 raise EnvironmentFault(
                     f"the kernel cannot make the BPF map {spec.name} ({fault.strerror}): free some memory, or raise "
@@ -155,7 +222,7 @@ class Program:
         program = bpf.load_program(
             bpf.PROGRAM_RAW_TRACEPOINT, self._code(program_name(hook, spare)), f"rsyncfs_{hook.tracepoint}"
         )
-        self._link(Loaded(hook, TRACEPOINT, program, spare), hook.tracepoint)
+        self._link(Loaded(hook, TRACEPOINT, program, spare, program_name(hook, spare)), hook.tracepoint)
 
     def _spares_of(self, hook: AnyHook) -> int:
         return min(self._spares, most_spares(hook, self._types))
@@ -164,7 +231,7 @@ class Program:
         """Attach it, or close it."""
         try:
             if self._attach:
-                self._links.append(bpf.attach_program(loaded.descriptor, tracepoint))
+                self._links[loaded.name] = bpf.attach_program(loaded.descriptor, tracepoint)
         except OSError:
             os.close(loaded.descriptor)
             raise
@@ -198,7 +265,7 @@ class Program:
             function=function.id,
             module=self._module(function.module),
         )
-        self._link(Loaded(hook, TRAMPOLINES[hook.entry], program, spare))
+        self._link(Loaded(hook, TRAMPOLINES[hook.entry], program, spare, program_name(hook, spare)))
 
     def _attach_probes(self, hook: FunctionHook, probes: Probes) -> None:
         """The return first: an entry that is seen must have its return seen."""
@@ -207,12 +274,13 @@ class Program:
             if name:
                 program = bpf.load_program(bpf.PROGRAM_KPROBE, self._code(name), f"rsyncfs_{hook.function}")
                 try:
-                    if self._attach:
-                        probes.attach(Probe(hook.function, returns), program)
+                    link = probes.attach(Probe(hook.function, returns), program) if self._attach else None
                 except OSError:
                     os.close(program)
                     raise
-                self.loaded.append(Loaded(hook, PROBES[not returns], program))
+                if link is not None:
+                    self._links[name] = link
+                self.loaded.append(Loaded(hook, PROBES[not returns], program, name=name))
 
     def _module(self, module: str) -> int:
         if not module:

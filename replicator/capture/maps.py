@@ -23,12 +23,14 @@ def possible_processors() -> int:
 class Map:
     """One map; `close` gives the descriptor back."""
 
-    def __init__(self, spec: MapSpec) -> None:
-        """Make it. OSError if the kernel refuses."""
+    def __init__(self, spec: MapSpec, descriptor: int | None = None) -> None:
+        """Make it, or take over one that was made so, which is its own then. OSError if the kernel refuses."""
         self.spec = spec
-        self.descriptor = bpf.create_map(
-            spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, f"rsyncfs_{spec.name}"
-        )
+        if descriptor is None:
+            descriptor = bpf.create_map(
+                spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, f"rsyncfs_{spec.name}"
+            )
+        self.descriptor = descriptor
 
     def get(self, key: bytes) -> bytes | None:
         """A key's value, of a map that is not by processor; None if it has none."""

@@ -10,23 +10,23 @@ moment it is made (only its root is seen).
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from replicator import syscalls
-from replicator.errors import EnvironmentFault
+from replicator.capture.marks import mark, marked, refusal
+from replicator.capture.scratch import SCRATCH_BYTES, Scratch
+from replicator.keeper.store import Store
 from replicator.model import FileId, Slot
 from replicator.tree.handles import SourceRoot
 
 NAME_EVENTS: Final = syscalls.FAN_CREATE | syscalls.FAN_DELETE | syscalls.FAN_RENAME
 EVENTS: Final = NAME_EVENTS | syscalls.FAN_ATTRIB | syscalls.FAN_ONDIR
 
-LARGEST_EVENT: Final = 4096
-"""No event is longer (bytes): two names and three handles. A read with less room could fail."""
+QUEUE, SCRATCH = "names", "scratch"
+"""What they are called in a store."""
 
 _METADATA: Final = struct.Struct("=IBBHQii")  # event_len, version, reserved, metadata_len, mask, fd, pid
 _INFO: Final = struct.Struct("=BBH")  # type, padding, length
@@ -151,15 +151,39 @@ def parse(data: bytes, id_of_handle: Callable[[int, bytes], FileId]) -> Batch:
 
 
 class Names:
-    """The queue of name and attribute events of the source's filesystem, from construction until `close`."""
+    """The queue of name and attribute events of the source's filesystem, from construction until `close`.
 
-    def __init__(self, source: SourceRoot, *, modify: bool = False) -> None:
-        """Start listening. EnvironmentFault, with cause and cure, where fanotify cannot.
+    With a `store`, the queue goes on when the process ends. Events are read into memory that is kept with it, and stay
+    there until `advance`: a process that dies in between leaves them to the next one.
+    """
+
+    def __init__(
+        self,
+        source: SourceRoot,
+        *,
+        modify: bool = False,
+        store: Store | None = None,
+        adopt: bool = False,
+        scratch_bytes: int = SCRATCH_BYTES,
+    ) -> None:
+        """Start listening, or go on where another process has ended. EnvironmentFault if fanotify cannot.
 
         `modify` asks for FAN_MODIFY as well: it costs each write about a microsecond, and tells of modification times
-        and truncations where no hook does.
+        and truncations where no hook does. `adopt`: take over what is in the store; else it is replaced.
         """
         self._id_of_handle = source.id_of_handle
+        self._owed = 0
+        self._fd = -1
+        self._scratch: Scratch | None = None
+        self.not_kept = ""
+        """Why the queue will end with this process, though there is a store; empty if it will not."""
+        events = EVENTS | syscalls.FAN_MODIFY if modify else EVENTS
+        self.adopted = store is not None and adopt and self._take_over(store, source, events)
+        """Whether it is the queue of an earlier process, and nobody else has read from it."""
+        if self.adopted:
+            return
+        if store is not None:
+            store.drop()
         try:
             self._fd = syscalls.fanotify_init(
                 syscalls.FAN_CLASS_NOTIF
@@ -167,43 +191,88 @@ class Names:
                 | syscalls.FAN_NONBLOCK
                 | syscalls.FAN_CLOEXEC
             )
-        except OSError as error:
-            raise _fault(source, error) from error
-        try:
-            _mark(self._fd, source, EVENTS | syscalls.FAN_MODIFY if modify else EVENTS)
+            mark(self._fd, source, events)
+            self._scratch = Scratch.make(scratch_bytes)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
-                raise _fault(source, error) from error
+                raise refusal(source, error) from error
             raise
+        if store is not None:
+            try:
+                store.put({QUEUE: self._fd, SCRATCH: self._scratch.descriptor})
+            except OSError as error:
+                self.not_kept = str(error)
+
+    def _take_over(self, store: Store, source: SourceRoot, events: int) -> bool:
+        left = store.take()
+        self._fd = left.pop(QUEUE, -1)
+        scratch = left.pop(SCRATCH, -1)
+        for other in left.values():
+            os.close(other)
+        if self._fd >= 0 and scratch >= 0 and marked(self._fd, source, events):
+            try:
+                self._scratch = Scratch(scratch)
+            except (OSError, ValueError):
+                pass
+            else:
+                return True
+        elif scratch >= 0:
+            os.close(scratch)
+        self.close()
+        return False
 
     def fileno(self) -> int:
         """For a selector: readable while events wait."""
         return self._fd
 
     def queued(self) -> int:
-        """Events (not bytes) that wait now."""
+        """Events (not bytes) that wait now, and were not drained."""
         # The kernel counts bytes as if events were nothing but their metadata.
         return syscalls.fionread(self._fd) // _METADATA.size
 
-    def read(self, limit: int = 256 * 1024) -> list[Look]:
-        """Looks of the next events, of at most `limit` (at least LARGEST_EVENT) bytes; empty when none wait."""
-        return self._read(limit).looks
-
     def drain_queued(self) -> list[Look]:
-        """Looks of at least all events that waited at the call, however many come meanwhile."""
-        owed = self.queued()
+        """Looks of at least all events that waited at the call, however many come meanwhile.
+
+        Where they do not fit, `behind` is true afterwards: call `advance` and this again. What a process before has
+        left undone comes first.
+        """
+        assert self._scratch is not None, "closed"
         looks: dict[Look, None] = {}
-        while owed > 0:
-            batch = self._read(256 * 1024)
+        if self._scratch.left:
+            data, doubt = self._scratch.recovered()
+            looks.update(dict.fromkeys(parse(data, self._id_of_handle).looks))
+            if doubt:
+                looks[Overflow()] = None
+        self._owed = self._owed or self.queued()
+        while self._owed > 0:
+            read = self._scratch.read(self._fd)
+            if read is None:
+                return list(looks)
+            batch = parse(read, self._id_of_handle)
             if batch.events == 0:
+                self._owed = 0
                 break
-            owed -= batch.events
+            self._owed -= batch.events
             looks.update(dict.fromkeys(batch.looks))
+        self._owed = 0
         return list(looks)
 
+    @property
+    def behind(self) -> bool:
+        """Whether events that waited at the last `drain_queued` wait still: there was no room for them."""
+        return self._owed > 0
+
+    def advance(self) -> None:
+        """What was drained is done, or journaled: no process after this one need do it."""
+        assert self._scratch is not None, "closed"
+        self._scratch.clear()
+
     def close(self) -> None:
-        """Stop listening and forget what is queued. May be called twice."""
+        """Stop listening, unless that is kept. May be called twice."""
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -213,88 +282,3 @@ class Names:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _read(self, limit: int) -> Batch:
-        try:
-            data = os.read(self._fd, max(limit, LARGEST_EVENT))
-        except BlockingIOError:
-            return Batch([], 0)
-        return parse(data, self._id_of_handle)
-
-
-def _mark(fd: int, source: SourceRoot, events: int) -> None:
-    """Listen to the whole filesystem."""
-    flags = syscalls.FAN_MARK_ADD | syscalls.FAN_MARK_FILESYSTEM
-    try:
-        syscalls.fanotify_mark(fd, flags, events, source.read_fd)
-    except OSError as error:
-        if error.errno != errno.EXDEV or source.fstype != "btrfs":
-            raise
-    else:
-        return
-    # Below a btrfs subvolume a mark is refused; the filesystem's own root takes one for all subvolumes.
-    top = _btrfs_top(source)
-    try:
-        syscalls.fanotify_mark(fd, flags, events, top)
-    finally:
-        os.close(top)
-
-
-def _btrfs_top(source: SourceRoot) -> int:
-    """A descriptor of the top of the source's btrfs, mounted nowhere."""
-    options: dict[bytes, bytes | None] = {b"subvolid": b"5"}
-    if source.mount.read_only:  # asked for without, newer kernels would make the filesystem writable
-        options[b"ro"] = None
-    problem: OSError | None = None
-    for device in _btrfs_devices(source):
-        try:
-            mounted = syscalls.mount_detached(b"btrfs", device, options, syscalls.MOUNT_ATTR_RDONLY)
-        except OSError as error:
-            problem = problem or error
-            continue
-        try:
-            top = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mounted)
-        finally:
-            os.close(mounted)
-        if _same_filesystem(top, source):
-            return top
-        os.close(top)
-    if problem is None:
-        problem = OSError(errno.ENODEV, os.strerror(errno.ENODEV), os.fsdecode(source.mount.source))
-    raise problem
-
-
-def _btrfs_devices(source: SourceRoot) -> list[bytes]:
-    """Paths that may be the filesystem's devices: as mounted, and the kernel's own names of all its members."""
-    devices = [source.mount.source]
-    for members in Path("/sys/fs/btrfs").glob("*/devices"):
-        names = [os.fsencode(member.name) for member in members.iterdir()]
-        if os.path.basename(os.path.realpath(source.mount.source)) in names:
-            devices += [b"/dev/" + name for name in names]
-    return list(dict.fromkeys(devices))
-
-
-def _same_filesystem(top: int, source: SourceRoot) -> bool:
-    """The source's own inode, with the device number of its subvolume in memory, is there."""
-    kind, handle, _ = syscalls.name_to_handle_at(source.read_fd, b"", syscalls.AT_EMPTY_PATH)
-    try:
-        fd = syscalls.open_by_handle_at(top, kind, handle, os.O_PATH)
-    except OSError:
-        return False
-    try:
-        return os.fstat(fd).st_dev == source.stat_dev
-    finally:
-        os.close(fd)
-
-
-def _fault(source: SourceRoot, error: OSError) -> EnvironmentFault:
-    """What to say and do when fanotify refuses."""
-    cures = {
-        errno.EPERM: "it needs CAP_SYS_ADMIN; run as root, outside of a user namespace",
-        errno.ENOSYS: "this kernel has no fanotify; use one with CONFIG_FANOTIFY",
-        errno.EINVAL: "it takes Linux 5.17 or later",
-        errno.EMFILE: "raise fs.fanotify.max_user_groups, or stop other users of fanotify",
-        errno.ENODEV: "the filesystem has no identity that fanotify can report, or its device is gone; check the mount",
-    }
-    cure = cures.get(error.errno or 0, "check the kernel log and that the filesystem is healthy")
-    return EnvironmentFault(f"Cannot watch names on the filesystem of {source.path}: {error.strerror}; {cure}.")

@@ -1,8 +1,9 @@
 """Kernel probes (kprobes) for BPF programs, by way of tracefs, which counts what they miss.
 
 Takes functions and programs; attaches, counts misses, removes. A return probe has room for so many calls at a time
-(`ROOM`); calls beyond that are missed, and counted by the kernel. The definitions carry this process's number: those of
-a process that was killed do nothing, and the next one that starts removes them.
+(`ROOM`); calls beyond that are missed, and counted by the kernel. A program is attached by a link, which can be kept
+when the process ends, where the kernel has that (5.15). The definitions in tracefs carry this process's number: those
+of a process that is no more are removed by the next one that starts, unless something that was kept has them in use.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import itertools
 import os
+import secrets
 import struct
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from replicator.capture import bpf
 from replicator.errors import EnvironmentFault, UsageError
 
 ROOM: Final = 4096
@@ -32,8 +36,9 @@ _CLOEXEC: Final = 8
 
 _LONGEST: Final = 63
 """Characters of an event's name."""
+_PATIENCE: Final = 5.0
+"""Seconds that the kernel may take to let go of an event whose link was removed."""
 
-_numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,40 +80,70 @@ def room() -> int:
 
 
 class Probes:
-    """All probes of one process; `close` removes them."""
+    """All probes of one sensor; `close` removes those that are not kept."""
 
     def __init__(self) -> None:
         """EnvironmentFault if there are no probes."""
         self._tracing = tracing()
         self._room = room()
         self._group = f"{_PREFIX}{os.getpid()}"
-        self._number = next(_numbers)
+        # what tracefs counts is told by name alone, without the group, and numbers of processes come again
+        self._token = secrets.token_hex(4)
         self._attached: list[str] = []
         self._descriptors: list[int] = []
         self._remove_leftovers()
 
-    def attach(self, probe: Probe, program: int) -> None:
-        """Have `program` called there. OSError if the kernel refuses."""
+    @property
+    def events(self) -> tuple[str, ...]:
+        """What tracefs calls them: group and name, with a slash between."""
+        return tuple(self._attached)
+
+    def attach(self, probe: Probe, program: int) -> int | None:
+        """Have `program` called there. OSError if the kernel refuses.
+
+        Gives the link's descriptor, which is the caller's, and lives as long as that or its name in bpffs; None where
+        the kernel has no such links: then the program is called until `close`.
+        """
         kind = f"r{self._room}" if probe.returns else "p"
-        # what tracefs counts is told by name alone, without the group; a function's entry may be probed twice
-        name = f"{kind[0]}{self._number}_{len(self._attached)}_{os.getpid()}_{probe.function}"[:_LONGEST]
-        self._define(f"{kind}:{self._group}/{name} {probe.function}")
-        self._attached.append(name)
-        number = int((self._tracing / "events" / self._group / name / "id").read_text())
+        # a function's entry may be probed twice
+        name = f"{kind[0]}{len(self._attached)}_{self._token}_{probe.function}"[:_LONGEST]
+        event = f"{self._group}/{name}"
+        _define(self._tracing, f"{kind}:{event} {probe.function}")
+        self._attached.append(event)
+        number = int((self._tracing / "events" / event / "id").read_text())
         # struct perf_event_attr: type, size, config, sample_period
         attributes = ctypes.create_string_buffer(struct.pack("=IIQQ", _TYPE_TRACEPOINT, 128, number, 1), 128)
         descriptor = _libc.syscall(_SYSCALL[os.uname().machine], attributes, -1, 0, -1, _CLOEXEC)
         if descriptor < 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), probe.function)
-        self._descriptors.append(descriptor)
-        fcntl.ioctl(descriptor, _IOC_SET_BPF, program)
-        fcntl.ioctl(descriptor, _IOC_ENABLE, 0)
+        try:
+            link = bpf.link_event(program, descriptor)
+        except OSError as fault:
+            if fault.errno != errno.EINVAL:
+                os.close(descriptor)
+                raise
+            self._descriptors.append(descriptor)
+            fcntl.ioctl(descriptor, _IOC_SET_BPF, program)
+            fcntl.ioctl(descriptor, _IOC_ENABLE, 0)
+            return None
+        try:
+            fcntl.ioctl(descriptor, _IOC_ENABLE, 0)
+        except OSError:
+            os.close(link)
+            raise
+        finally:
+            os.close(descriptor)  # the link has it
+        return link
+
+    def adopt(self, events: Iterable[str]) -> None:
+        """Count for these, too: they were attached by another process, and kept."""
+        self._attached += events
 
     def missed(self) -> int:
         """Calls that the kernel could not probe, of all probes since they were attached."""
         total = 0
-        names = set(self._attached)
+        names = {event.partition("/")[2] for event in self._attached}
         for line in (self._tracing / "kprobe_profile").read_text().splitlines():
             name, _, misses = line.split()
             if name in names:
@@ -116,31 +151,54 @@ class Probes:
         return total
 
     def close(self) -> None:
-        """Detach and remove all. May be called twice."""
+        """Detach and remove all that no link has. May be called twice."""
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
-        for name in self._attached:
+        for event in self._attached:
             with contextlib.suppress(OSError):
-                self._define(f"-:{self._group}/{name}")
+                _define(self._tracing, f"-:{event}")
         self._attached = []
-
-    def _define(self, line: str) -> None:
-        descriptor = os.open(self._tracing / "kprobe_events", os.O_WRONLY | os.O_APPEND)
-        try:
-            os.write(descriptor, f"{line}\n".encode())
-        finally:
-            os.close(descriptor)
 
     def _remove_leftovers(self) -> None:
         """The definitions of processes that are no more."""
-        for line in (self._tracing / "kprobe_events").read_text().splitlines():
-            group, _, name = line.split()[0].partition(":")[2].partition("/")
-            owner = group.removeprefix(_PREFIX)
-            if group == owner or not owner.isdigit() or _alive(int(owner)):
-                continue
-            with contextlib.suppress(OSError):
-                self._define(f"-:{group}/{name}")
+        for event in _defined(self._tracing):
+            owner = event.partition("/")[0].removeprefix(_PREFIX)
+            if owner.isdigit() and not _alive(int(owner)):
+                with contextlib.suppress(OSError):
+                    _define(self._tracing, f"-:{event}")
+
+
+def remove_events(events: Iterable[str]) -> None:
+    """Remove definitions whose links were removed just now. EnvironmentFault if one stays in use."""
+    wanted = set(events)
+    if not wanted:
+        return
+    place, deadline = tracing(), time.monotonic() + _PATIENCE
+    while left := wanted & set(_defined(place)):
+        for event in left:
+            try:
+                _define(place, f"-:{event}")
+            except OSError as fault:
+                if time.monotonic() > deadline:
+                    raise EnvironmentFault(
+                        f"the kernel probe {event} cannot be removed: {fault.strerror}; end what uses it, and try again"
+                    ) from fault
+                time.sleep(0.02)
+
+
+def _defined(place: Path) -> list[str]:
+    """Our definitions, of all processes: group and name, with a slash between."""
+    events = (line.split()[0].partition(":")[2] for line in (place / "kprobe_events").read_text().splitlines())
+    return [event for event in events if event.startswith(_PREFIX)]
+
+
+def _define(place: Path, line: str) -> None:
+    descriptor = os.open(place / "kprobe_events", os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
 
 
 def _alive(process: int) -> bool:

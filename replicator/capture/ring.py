@@ -30,6 +30,7 @@ STRIDE: int = _SLOT.itemsize
 _ROOMS = {EVENT.itemsize + room: 1 + room // STRIDE for room in (SHORT_NAME, LONG_NAME)}
 """By the length of a record with a name: how many strides it takes."""
 _MOST = max(_ROOMS.values())
+_CHECKED = 1 << 16
 
 
 class RingError(RuntimeError):
@@ -120,6 +121,21 @@ class RingView:
         for slot, length in zip(slots[named].tolist(), (events["len"][named] >> 32).tolist(), strict=True):
             at = start + (slot + 1) * STRIDE
             self.names.append(self._data[at : at + min(length, LONG_NAME)].tobytes())
+
+    def check(self) -> None:
+        """RingError unless all that waits can be drained: for a ring that another process has read until now.
+
+        Nothing is taken from it.
+        """
+        begin, end = self._position, self.produced()
+        if begin > end or end - begin > self._mask + 1 or begin % 8:
+            raise RingError(f"the ring's reader is at {begin}, its writer at {end}")
+        try:
+            while self.drain(_CHECKED) is not None:
+                pass
+        finally:
+            self._position = begin
+            self.names = []
 
     def advance(self) -> None:
         """Give the space of all drained records back to the writers."""

@@ -7,6 +7,7 @@ so in `losses()` or `coverage()`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,8 +60,15 @@ class Sensor(Protocol):
     def tells_names(self) -> bool:
         """Whether its records tell changes of names too, and of all attributes; else fanotify must."""
 
+    @property
+    def adopted(self) -> bool:
+        """Whether the hooks are those of an earlier process, and were there without interruption since.
+
+        Then what that one had not drained, or not given back, comes first, and its losses are still told.
+        """
+
     def attach(self, source: Watched) -> None:
-        """Load and attach. What changes from now on is reported. EnvironmentFault says what is missing."""
+        """Load and attach, or take over. What changes from now on is reported. EnvironmentFault: what is missing."""
 
     def fileno(self) -> int:
         """A pollable descriptor: readable while records wait. Poll it again after each `advance()`."""
@@ -88,13 +96,35 @@ class Sensor(Protocol):
         """
 
     def untold(self) -> int:
-        """Writes that were left untold since attach."""
+        """Writes that were left untold since this process attached."""
 
     def losses(self) -> dict[str, int]:
-        """Totals by cause since attach. When one grew, `lost_inodes()` names the inodes; see `NAMELESS_LOSSES`."""
+        """Totals by cause since the hooks are there. They never fall, also not from one process to the next.
+
+        When one grew, `lost_inodes()` names the inodes; see `NAMELESS_LOSSES`.
+        """
+
+    def acknowledge(self, losses: dict[str, int]) -> None:
+        """These totals have been acted on, and that is journaled. It is known to the next process, too."""
+
+    def acknowledged(self) -> dict[str, int]:
+        """The totals that were acknowledged last; zeros for new hooks. What is above them is still to be acted on."""
 
     def lost_inodes(self) -> list[FileId]:
-        """Inodes whose records were lost since the last call: dirty as a whole."""
+        """Inodes whose records were lost and that were not forgotten: dirty as a whole.
+
+        Take `losses()` before: who sees the total sees the inode here.
+        """
+
+    def forget_lost(self, ids: Iterable[FileId]) -> None:
+        """These inodes are journaled as dirty as a whole.
+
+        The order: `losses()`, `lost_inodes()`, mark and journal them, `forget_lost()`, `acknowledge()`, and only then
+        begin to read them. An inode that loses another record before it is forgotten has no second entry, and needs
+        none: the read that its mark leads to begins later and sees what that record told of. One that loses a record
+        afterwards has an entry again, and a total that has grown. Were it forgotten after the read had begun, a loss in
+        between would be forgotten with it. Who dies on the way finds the same inodes, or the same growth, again.
+        """
 
     def command(self, pid: int) -> Command | None:
         """What the process of recent records is, or was, called; None if that is not known, or not kept."""
@@ -103,7 +133,7 @@ class Sensor(Protocol):
         """Every hook of the families in use, whether it is attached or why not."""
 
     def close(self) -> None:
-        """Detach and free everything. May be called twice."""
+        """Detach and free everything but what is kept. May be called twice."""
 
 
 NAMELESS_LOSSES = frozenset({"lost_map_full", "recursion", "probe_missed"})

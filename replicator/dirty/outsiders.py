@@ -27,6 +27,10 @@ class MappedOutsiders:
         elif id not in self._ids:
             self._overflowed = True
 
+    def forget(self) -> None:
+        """Nothing is known of what was seen: everybody may be mapped."""
+        self._overflowed = True
+
     def take(self, id: FileId) -> bool:
         """Whether a new member may have pages that nobody would hear of; it is no outsider from here on."""
         known = id in self._ids

@@ -121,6 +121,9 @@ class Session:
         """The last epoch that was answered with Applied; the durable one of the Welcome to begin with."""
         self.durable = 0
         """The last epoch known to be durable."""
+        self.ahead = False
+        """Whether the replica has what this sender never sent, as far as it remembers: that was set back to an older
+        state."""
         self._flight: deque[tuple[int, int]] = deque()  # (epoch, bytes), begun and not applied
         self._flight_bytes = 0
         self._ended = 0  # the last epoch that is complete
@@ -235,8 +238,7 @@ class Session:
         if not self.hello.oldest <= welcome.version <= self.hello.newest:
             return f"chose protocol version {welcome.version}, which was not offered"
         if welcome.instance == self.hello.instance:
-            if self.role is _SENDER and welcome.durable > self.sent_epoch:
-                return f"says that epoch {welcome.durable} is durable, but {self.sent_epoch} is the last that there was"
+            self.ahead = self.role is _SENDER and welcome.durable > self.sent_epoch
             # What was applied and not made durable before is sent again, in new epochs.
             self.applied = self.durable = welcome.durable
             self.sent_epoch = max(self.sent_epoch, welcome.durable)

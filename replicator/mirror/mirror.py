@@ -246,6 +246,10 @@ class Mirror:
         """All names in a known directory, on disk or in the inventory, sorted. OSError, KeyError."""
         return self._inspection.names(id)
 
+    def bound(self, place: Slot) -> FileId | None:
+        """Which known inode a name means; None if none."""
+        return self._inventory.bound(place)
+
     def nameless(self, most: int) -> list[FileId]:
         """Up to `most` inodes that are kept without a name of the user's."""
         return self._inspection.nameless(most)

@@ -23,9 +23,9 @@ EVENT_KINDS = ("write", "folio", "size", "tail", "attr", "whole", "name", "inode
 DROP_CAUSES = ("ring_full", "recursion", "probe_missed", "names_overflow")
 """Why a record did not reach the sender. A sensor may know more causes; they appear when they happen."""
 
-RESYNC_CAUSES = ("start", "names_overflow", "events_lost", "compare")
-"""Why the tree, or a part of it, was walked: at start, a full names' channel, lost records, a replica that is not what
-it was believed to be."""
+RESYNC_CAUSES = ("start", "gap", "names_overflow", "events_lost", "compare")
+"""Why the tree, or all inodes, were gone through: a first start, a time without hooks, a full names' channel, lost
+records, a replica that is not what it was believed to be."""
 
 
 class _Side:
@@ -138,6 +138,9 @@ class SenderMetrics(_Side):
         )
         self.tcp_unsent_bytes = self._gauge(
             "rsyncfs_tcp_unsent_bytes", "Bytes handed to the kernel that the network has not taken yet."
+        )
+        self.hooks_adopted = self._gauge(
+            "rsyncfs_hooks_adopted", "1 if the hooks of the sender before were taken over: it missed nothing meanwhile."
         )
         self.sensor = Info("rsyncfs_sensor", "How writes are seen (tracepoint, vfs).", registry=self.registry)
         self.sensor.info({"sensor": "none"})

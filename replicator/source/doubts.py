@@ -27,6 +27,10 @@ class Doubts:
         """Whether its bytes are not to be sent for now."""
         return id in self._asked or id in self._waiting or id in self._compared
 
+    def __iter__(self) -> Iterator[FileId]:
+        """All of them."""
+        yield from (*self._asked, *self._waiting, *self._compared)
+
     def __len__(self) -> int:
         """How many wait to be compared, or are."""
         return len(self._waiting) + len(self._compared)

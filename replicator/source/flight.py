@@ -9,6 +9,7 @@ from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import Owed
 from replicator.model import FileId, InodeFact, Slot
 from replicator.tree.resolver import Due
+from replicator.tree.store import Told
 
 
 @dataclass(slots=True)
@@ -54,6 +55,8 @@ class Epoch:
     whole: set[FileId] = field(default_factory=set)
     bytes: int = 0
     applied: bool = False
+    told: Told = field(default_factory=Told)
+    """What it says, for the index."""
 
     def sinces(self) -> Iterator[int]:
         """The time of the oldest change behind each thing that it completes."""

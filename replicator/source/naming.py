@@ -90,6 +90,14 @@ class Naming:
         ids = list(islice(ready, most))
         return {id: self._dead.pop(id) for id in ids}
 
+    def slots(self) -> Iterator[Slot]:
+        """Those that are to be told."""
+        yield from self._slots
+
+    def dead(self) -> Iterator[FileId]:
+        """Those whose deaths are to be told."""
+        yield from self._dead
+
     def dues(self) -> Iterator[Due]:
         """Of everything that is queued."""
         yield from self._slots.values()

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
+from replicator.capture.names import ListLook, SlotLook
 from replicator.dirty.generations import Generations
 from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
 from replicator.dirty.writers import Writers
 from replicator.errors import RemoteError
+from replicator.journal.marks import Dead, Doubt, Mark, Partial, Whole
 from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Kind, Slot, SlotFact
 from replicator.source.doubts import Doubts
 from replicator.source.flight import Epoch, Flush, Part
@@ -30,6 +32,8 @@ from replicator.source.pace import Pace
 from replicator.tree.exclude import Exclude
 from replicator.tree.index import TreeIndex
 from replicator.tree.resolver import Changes, Due, Resolver
+from replicator.tree.stamps import Stamp
+from replicator.tree.store import Told
 
 EPOCH_BYTES = 8 << 20
 EPOCH_INODES = 2000
@@ -49,23 +53,34 @@ class Outbox:
         exclude: Exclude,
         clock: Callable[[], int] = time.time_ns,
         writers: Writers | None = None,
+        index: TreeIndex | None = None,
+        last_epoch: int = 0,
     ) -> None:
-        """`clock`: ns since the epoch, as the kernel's for ctime. `writers` know names; without them none is known."""
+        """`clock`: ns since the epoch, as the kernel's for ctime. `writers` know names; without them none is known.
+
+        `index` is what a predecessor knew, `last_epoch` the last one that it may have sent.
+        """
         self._clock = clock
         self.generations = Generations()
         self.table = DirtyTable(self.generations)
         self.outsiders = MappedOutsiders()
         self.writers = writers or Writers()
-        self.index = TreeIndex(root)
+        self.index = index or TreeIndex(root)
         self.resolver = Resolver(self.index, exclude, self.generations)
         self.inflight: deque[Epoch] = deque()
         self.checking = False
         """New members are offered to the receiver for comparison before their bytes are sent."""
+        self.succeeding = False
+        """A predecessor may have told the replica of directories that the index does not have."""
         self.calming = False
         """Whether `next_reads` passed over something that will be ready in a moment."""
         self.unlisted: dict[FileId, Due] = {}
         """Directories whose names must be compared with the replica's."""
-        self._number = 0
+        self.doubting = False
+        """Whether a survey is to find changes that nobody told of."""
+        self.told: list[Told] = []
+        """What the replica durably has and the index has not been told yet, in order."""
+        self._number = last_epoch
         self._unshipped: dict[FileId, None] = {}
         self._reading: dict[FileId, Flush] = {}
         self._more: deque[Flush] = deque()
@@ -90,7 +105,7 @@ class Outbox:
         """
         for id, due in changes.members:
             self._owe_new(id, due.since, due.generation)
-            if self.index.is_directory(id) and (self.checking or self._is_dying(id)):
+            if self.index.is_directory(id) and (self.checking or self.succeeding or self._is_dying(id)):
                 self.compare_names(id, due.since, due.generation)
         for slot, due in changes.slots:
             self.table.touch(slot.parent)
@@ -109,10 +124,25 @@ class Outbox:
         if directory not in self.unlisted:
             self.unlisted[directory] = Due(self.generations.hold(generation), now)
 
-    def take_unlisted(self, most: int) -> dict[FileId, Due]:
-        """Directories, known to the replica by now, whose names are to be compared with it; with their tokens."""
-        known = [id for id in self.unlisted if id not in self._unshipped]
+    def take_unlisted(self, most: int, now: int, patience: int = 1_000_000_000) -> dict[FileId, Due]:
+        """Directories, known to the replica by now, whose names are to be compared with it; with their tokens.
+
+        One of which a name is still to be told would differ in vain: it is left, for `patience` ns at most.
+        """
+        if not self.unlisted:
+            return {}
+        busy = self._with_owed_names()
+        known = [
+            id
+            for id, due in self.unlisted.items()
+            if id not in self._unshipped and (id not in busy or now - due.since > patience)
+        ]
         return {id: self.unlisted.pop(id) for id in known[:most]}
+
+    def _with_owed_names(self) -> set[FileId]:
+        """Directories of which a name is to be looked at, or to be told."""
+        slots = (*self._naming.slots(), *self.resolver.slots())
+        return {*(slot.parent for slot in slots), *self.resolver.lists()}
 
     def declare_dead(self, id: FileId, now: int) -> None:
         """The replica has an inode that is not (any more) in the tree."""
@@ -283,6 +313,9 @@ class Outbox:
         self._reading.pop(id, None)
         self._unshipped.pop(id, None)
         epoch.flushes.append(part.flush)
+        fact = part.fact
+        sure = fact.settled and not part.flush.owed.mapped
+        epoch.told.stamps[id] = Stamp(fact.size, fact.attributes.mtime_ns, fact.attributes.ctime_ns) if sure else None
         if part.flush.owed.whole:
             epoch.whole.add(id)
         if part.fact.check and part.fact.kind is Kind.FILE:
@@ -300,7 +333,9 @@ class Outbox:
         for slot, due in self._naming.take(self._blocker, EPOCH_SLOTS).items():
             if self.index.is_member(slot.parent):
                 epoch.slots[slot] = due
-                facts.append(SlotFact(slot, self.index.get(slot)))
+                id = self.index.get(slot)
+                epoch.told.slots[slot] = None if id is None else (id, self.index.kind(id))
+                facts.append(SlotFact(slot, id))
             else:
                 self.generations.release(due.generation)
         return facts
@@ -333,7 +368,8 @@ class Outbox:
                 self.generations.release(due.generation)
             else:
                 epoch.dead[id] = due
-        return list(epoch.dead)
+        epoch.told.dead = list(epoch.dead)
+        return epoch.told.dead
 
     # ------------------------------------------------------------------ what the receiver says
 
@@ -345,6 +381,11 @@ class Outbox:
         epoch.applied = True
         checked = {flush.owed.id: flush for flush in epoch.flushes if self.doubts.answered(flush.owed.id, epoch.number)}
         refused = {refusal.id for refusal in answer.refusals}
+        for id in (*answer.needs, *answer.doubts, *refused):  # the replica has not got it, whatever it was told
+            epoch.told.stamps[id] = None
+        for slot in answer.looks:
+            epoch.told.slots.pop(slot, None)
+        epoch.told.dead = [id for id in epoch.told.dead if id not in refused]
         oldest = min(epoch.sinces(), default=now)
         generation = min(epoch.tokens(), default=None)
         for id in dict.fromkeys((*answer.needs, *refused)):
@@ -414,9 +455,73 @@ class Outbox:
         while self.inflight and self.inflight[0].number <= number:
             epoch = self.inflight.popleft()
             ages += [now - since for since in epoch.sinces()]
+            if epoch.told:
+                self.told.append(epoch.told)
             for generation in epoch.tokens():
                 self.generations.release(generation)
         return ages
+
+    def take_told(self) -> list[Told]:
+        """`told`, to be written to the index. A stamp vouches for all that it may hide, else it is none.
+
+        It may hide what is owed besides, what a survey is to find, and of a directory the names that are owed.
+        """
+        told, self.told = self.told, []
+        busy: set[FileId] | None = None
+        for one in told:
+            for id, stamp in one.stamps.items():
+                if stamp is None:
+                    continue
+                if id in self.table or id in self._reading or id in self.doubts:
+                    one.stamps[id] = None
+                    continue
+                if self.index.is_directory(id) and not self.doubting:
+                    if busy is None:
+                        busy = self._with_owed_names()
+                    if id not in busy and not self.index.pending(id):
+                        continue
+                elif not self.doubting:
+                    continue
+                one.stamps[id] = None
+                self.pace.unsettled(id, self._clock())
+        return told
+
+    def owed(self) -> Iterator[Mark]:
+        """Everything that is not durable, for the journal."""
+        for owed in (*self.table.values(), *self.leaving()):
+            if owed.whole:
+                yield Whole(owed.id)
+            else:
+                if owed.deep:
+                    yield Doubt(owed.id)
+                ranges, folios = tuple(owed.ranges), tuple(owed.folios)
+                yield Partial(owed.id, ranges, folios, owed.lowest, owed.mapped, owed.holes, owed.check)
+        flying = [slot for epoch in self.inflight for slot in epoch.slots]
+        yield from (SlotLook(slot, None) for slot in (*self._naming.slots(), *self.resolver.slots(), *flying))
+        yield from (ListLook(id) for id in (*self.resolver.lists(), *self.unlisted))
+        dead = [id for epoch in self.inflight for id in epoch.dead]
+        yield from (Dead(id) for id in (*self._naming.dead(), *self.resolver.dying(), *dead))
+
+    def restore(self, mark: Whole | Doubt | Partial | Dead, now: int) -> None:
+        """Owe what a predecessor owed. Who is no member yet becomes one by its name, or the replica asks about it."""
+        if not self.index.is_member(mark.id):
+            return
+        if isinstance(mark, Whole):
+            self._owe_whole(mark.id, now, None)
+        elif isinstance(mark, Doubt):
+            self.doubt(mark.id, now)
+        elif isinstance(mark, Dead):
+            if mark.id != self.index.root and not self.index.slots_of(mark.id):
+                self.resolver.doubt(mark.id, now)
+        else:
+            owed = self.table.mark(mark.id, now)
+            owed.mapped |= mark.mapped
+            owed.holes |= mark.holes
+            owed.check |= mark.check
+            owed.ranges.update(RangeSet(mark.ranges))
+            owed.folios.update(RangeSet(mark.folios))
+            if mark.lowest is not None:
+                owed.lower(mark.lowest)
 
     def disconnected(self) -> None:
         """The connection is lost: all that is not durable is owed again."""
@@ -439,22 +544,57 @@ class Outbox:
         self.pace.retry_all()
         self._naming.deferred.clear()
 
-    def compare_all(self, now: int, lost_since: int | None = None) -> None:
-        """The replica is not what it was believed to be: offer everything for comparison.
+    def offer(self, id: FileId, now: int, generation: int | None) -> None:
+        """The replica may not have this member, or another state of it: offer it, with its names, for comparison."""
+        if not self.index.is_member(id):
+            return
+        self.table.mark(id, now, generation).check = True
+        self._sizes.pop(id, None)
+        self._unshipped[id] = None
+        for slot in self.index.slots_of(id):
+            self._naming.queue(slot, Due(self.generations.hold(generation), now))
 
-        `lost_since`: changes from then on may have been missed. What was read since may have carried the times of such
-        a change without its bytes, and would look the same: its content is in doubt.
+    def suspect(self, id: FileId, now: int, generation: int | None, *, content: bool = True) -> None:
+        """A member may have changed without a word: owe all that may differ from the replica, names too.
+
+        Without `content`, what is in a file has not changed without a word.
         """
-        self._sizes.clear()
-        for id in self.index.subtree(self.index.root):
-            owed = self.table.mark(id, now)
-            owed.check = True
-            under_way = id in self._reading or id in self.doubts
-            if lost_since is not None and (under_way or self._told.get(id, lost_since - 1) >= lost_since):
-                owed.deep = True
-            self._unshipped[id] = None
-            for slot in self.index.slots_of(id):
-                self._naming.queue(slot, Due(self.generations.hold(), now))
+        if not self.index.is_member(id):
+            return
+        owed = self.table.mark(id, now, generation)
+        if content:
+            owed.deep = True
+            self._sizes.pop(id, None)
+        if self.index.is_directory(id):
+            self.resolver.list(id, now, generation)
+            self.compare_names(id, now, generation)
+
+    def missed(self, id: FileId, now: int, generation: int | None) -> None:
+        """There is no such inode (any more)."""
+        if not self.index.is_member(id) or id == self.index.root:
+            return
+        slots = self.index.slots_of(id)
+        for slot in slots:
+            self.resolver.look(slot, now, generation)
+        if not slots:
+            self.resolver.doubt(id, now)
+
+    def doubtful(self, since: int) -> list[FileId]:
+        """Whose content was read since then, or is about to be.
+
+        If changes were missed from then on, that carries their times without their bytes: its stamp proves nothing.
+        """
+        told = (id for id, when in self._told.items() if when >= since)
+        return list(dict.fromkeys((*self.table, *self._reading, *self.doubts, *told)))
+
+    def distrust(self, ids: Sequence[FileId], now: int, *, content: bool) -> None:
+        """As `suspect`, of what the replica was told lately: their stamps count no more."""
+        for id in ids:
+            self.suspect(id, now, None, content=content)
+        self.told.append(Told(stamps=dict.fromkeys(ids)))
+        for epoch in self.inflight:
+            for id in epoch.told.stamps.keys() & set(ids):
+                epoch.told.stamps[id] = None
 
     def owe_whole(self, id: FileId, now: int) -> None:
         """The replica lacks this inode: send it with all its names."""

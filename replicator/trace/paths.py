@@ -34,7 +34,14 @@ class NameQueue(Protocol):
     """Where it is told that names changed, for the whole filesystem."""
 
     def drain_queued(self) -> list[Look]:
-        """Looks of at least all events that waited at the call."""
+        """Looks of at least all events that waited at the call; if `behind` afterwards, of the first of them."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether some of those wait still."""
+
+    def advance(self) -> None:
+        """What was drained is done."""
 
 
 class ToldNames:
@@ -53,6 +60,14 @@ class ToldNames:
         """See `NameQueue.drain_queued`."""
         looks, self._looks = self._looks, []
         return looks
+
+    @property
+    def behind(self) -> bool:
+        """See `NameQueue.behind`."""
+        return False
+
+    def advance(self) -> None:
+        """See `NameQueue.advance`."""
 
 
 class Paths:
@@ -77,26 +92,33 @@ class Paths:
         """Look at every name that was told to have changed. Calls `breathe` now and then, for it can take long."""
         self._before, self._passing = {}, {}
         now = time.monotonic_ns()
-        for look in self._names.drain_queued():
-            if isinstance(look, SlotLook):
-                self._resolver.look(look.slot, now)
-                if look.target is not None:
-                    self._passing[look.target] = look.slot
-            elif isinstance(look, MovedLook):
-                for slot in self._index.slots_of(look.id):
-                    self._resolver.look(slot, now)
-            elif isinstance(look, ListLook):
-                self._resolver.list(look.id, now)
-            elif isinstance(look, Overflow):
-                for id in self._index.subtree(self._index.root):
-                    if self._index.is_directory(id):
-                        self._resolver.list(id, now)
+        told = True
+        while told:
+            for look in self._names.drain_queued():
+                self._take(look, now)
+            self._names.advance()
+            told = self._names.behind
         again = self._resolver.waiting or self._resolver.workable > 0
         while again:
             changes = self._resolver.resolve(self._view, time.monotonic_ns(), LOOKS)
             self._forget(changes)
             breathe()
             again = self._resolver.workable > 0 and not changes.failed
+
+    def _take(self, look: Look, now: int) -> None:
+        if isinstance(look, SlotLook):
+            self._resolver.look(look.slot, now)
+            if look.target is not None:
+                self._passing[look.target] = look.slot
+        elif isinstance(look, MovedLook):
+            for slot in self._index.slots_of(look.id):
+                self._resolver.look(slot, now)
+        elif isinstance(look, ListLook):
+            self._resolver.list(look.id, now)
+        elif isinstance(look, Overflow):
+            for id in self._index.subtree(self._index.root):
+                if self._index.is_directory(id):
+                    self._resolver.list(id, now)
 
     @property
     def waiting(self) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from replicator.model import FileId
 
@@ -76,3 +78,14 @@ FORMS: Final[dict[str, tuple[Parse, Build]]] = {
     "tmpfs": (_parse_tmpfs, _build_tmpfs),
 }
 """By type of filesystem: how to take a handle apart (ValueError if it is of another form) and put one together."""
+
+ARRAYS: Final[dict[str, dict[tuple[int, int], np.dtype[Any]]]] = {
+    "ext4": {(_INO32, 8): np.dtype([("ino", "<u4"), ("gen", "<u4")])},
+    "xfs": {
+        (_XFS_WIDE, 12): np.dtype([("ino", "<u8"), ("gen", "<u4")]),
+        (_INO32, 8): np.dtype([("ino", "<u4"), ("gen", "<u4")]),
+    },
+    "btrfs": {(_BTRFS_ALONE, 20): np.dtype([("ino", "<u8"), ("root", "<u8"), ("gen", "<u4")])},
+    "tmpfs": {(_INO32, 12): np.dtype([("gen", "<u4"), ("ino", "<u8")])},
+}
+"""The same forms for many handles at once: by type and length of a handle, what its bytes are."""

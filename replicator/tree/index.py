@@ -2,43 +2,111 @@
 
 Takes what looks found (`bind`, `unbind`) and gives back who is where. It is a picture, drawn one slot at a time, so it
 may for a while show what never was: a file without a name (its old slot was looked at before its new one), or two
-directories each inside the other. Nothing here does I/O, and nothing here decides that an inode is gone: an id stays a
-member until `forget`, with or without a name.
+directories each inside the other. Nothing here decides that an inode is gone: an id stays a member until `forget`, with
+or without a name.
 
-Promises no order but that of binding, and no safety against being changed while one of its views is iterated. An id
-costs about 500 bytes, its name included: regular files, the many, have no entry but their slot.
+It lies over a store of what the replica durably has: only what differs from that, or was asked for lately, is in
+memory. `committed` says that the store has caught up. Promises no order of names, and no safety against being changed
+while it is iterated. sqlite3.Error when the store fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
 
 from replicator.model import FileId, Kind, Slot
+from replicator.tree.store import Entry, Told
 
-_EMPTY: Mapping[bytes, FileId] = MappingProxyType({})
+CACHED: Final = 1 << 15
+"""Inodes and slots that are as the store has them and are kept in memory."""
+PAGE: Final = 1024
+"""Members that are read from the store at once."""
 
 
-class _Directory:
-    """The id object that all slots in a directory share, and the names in it."""
+class Names(Protocol):
+    """What of a store is needed here."""
 
-    __slots__ = ("id", "names")
+    @property
+    def count(self) -> int:
+        """See IndexStore."""
 
-    def __init__(self, inode: FileId) -> None:
-        self.id = inode
-        self.names: dict[bytes, FileId] = {}
+    def get(self, slot: Slot) -> FileId | None:
+        """See IndexStore."""
+
+    def children(self, directory: FileId) -> list[tuple[bytes, FileId]]:
+        """See IndexStore."""
+
+    def listing(self, directory: FileId) -> list[tuple[bytes, FileId, bool, bool]]:
+        """See IndexStore."""
+
+    def places(self, id: FileId) -> tuple[Kind, list[Slot]] | None:
+        """See IndexStore."""
+
+    def nameless(self) -> list[Entry]:
+        """See IndexStore."""
+
+    def ids(self, after: bytes, most: int, *, directories: bool) -> tuple[list[FileId], bytes]:
+        """See IndexStore."""
+
+
+class _Nothing:
+    """The store of who has none: everything stays in memory."""
+
+    count = 0
+
+    def get(self, _: Slot) -> FileId | None:
+        return None
+
+    def children(self, _: FileId) -> list[tuple[bytes, FileId]]:
+        return []
+
+    def listing(self, _: FileId) -> list[tuple[bytes, FileId, bool, bool]]:
+        return []
+
+    def places(self, _: FileId) -> tuple[Kind, list[Slot]] | None:
+        return None
+
+    def nameless(self) -> list[Entry]:
+        return []
+
+    def ids(self, after: bytes, most: int, *, directories: bool) -> tuple[list[FileId], bytes]:
+        return [], b""
+
+
+class _Node:
+    """A member: its kind, its slots, and whether the store may have it, or names in it."""
+
+    __slots__ = ("kind", "slots", "stored")
+
+    def __init__(self, kind: Kind, slots: Iterable[Slot], *, stored: bool) -> None:
+        self.kind = kind
+        self.slots: dict[Slot, None] = dict.fromkeys(slots)
+        self.stored = stored
 
 
 class TreeIndex:
     """Which id each slot of the tree holds, and which slots each id has."""
 
-    def __init__(self, root: FileId) -> None:
+    def __init__(self, root: FileId, store: Names | None = None) -> None:
+        """`store`: as it was settled for this root; without one, everything stays in memory."""
         self._root = root
-        self._directories: dict[FileId, _Directory] = {root: _Directory(root)}
-        # One slot is by far the commonest; a dict (ordered, quick to remove from) holds several. No slot is None.
-        self._places: dict[FileId, Slot | dict[Slot, None] | None] = {root: None}
-        self._odd: dict[FileId, Kind] = {}  # kinds other than regular file and directory
+        self._store: Names = store or _Nothing()
+        self._lasting = store is not None
+        self._over: dict[FileId, dict[bytes, FileId | None]] = {}
+        """By directory: slots that may differ from the store's."""
+        self._changed: dict[FileId, _Node] = {root: _Node(Kind.DIRECTORY, (), stored=True)}
+        """Members that may differ from the store's."""
+        self._forgotten: dict[FileId, bool] = {}
+        """No members any more, until the store has their deaths: whether it may have them."""
+        self._same: dict[FileId, _Node | None] = {}
+        self._read: dict[FileId, dict[bytes, FileId | None]] = {}
+        self._reads = 0
         self._nameless: dict[FileId, None] = {}
+        self._count = 1 + self._store.count
+        for id, kind in self._store.nameless():
+            self._changed[id] = _Node(kind, (), stored=True)
+            self._nameless[id] = None
 
     @property
     def root(self) -> FileId:
@@ -47,48 +115,91 @@ class TreeIndex:
 
     def __len__(self) -> int:
         """How many members there are: named, nameless and the root."""
-        return len(self._places)
+        return self._count
 
-    def members(self) -> list[FileId]:
-        """All of them, as they are now."""
-        return list(self._places)
+    def members(self) -> Iterator[FileId]:
+        """All of them, each once, some that come meanwhile too. The index may change meanwhile."""
+        lately = dict.fromkeys(self._changed)
+        yield from lately
+        for directories in (True, False):
+            after = b""
+            while True:
+                ids, after = self._store.ids(after, PAGE, directories=directories)
+                yield from (id for id in ids if id not in lately)
+                if not after:
+                    break
 
     def is_member(self, inode: FileId) -> bool:
         """Whether the id has a name in the tree, or had one and has not been forgotten yet."""
-        return inode in self._places
+        return self._node(inode) is not None
 
     def is_directory(self, inode: FileId) -> bool:
         """Whether the id is a member and a directory."""
-        return inode in self._directories
+        node = self._node(inode)
+        return node is not None and node.kind is Kind.DIRECTORY
 
     def kind(self, inode: FileId) -> Kind:
         """The kind the id was bound with. KeyError if it is not a member."""
-        if inode in self._directories:
-            return Kind.DIRECTORY
-        if inode not in self._places:
+        node = self._node(inode)
+        if node is None:
             raise KeyError(inode)
-        return self._odd.get(inode, Kind.FILE)
+        return node.kind
 
     def get(self, slot: Slot) -> FileId | None:
         """The id in the slot; None if it is empty or its directory is not a member."""
-        directory = self._directories.get(slot.parent)
-        return directory.names.get(slot.name) if directory else None
+        over = self._over.get(slot.parent)
+        if over is not None and slot.name in over:
+            return over[slot.name]
+        directory = self._node(slot.parent)
+        if directory is None or not directory.stored or directory.kind is not Kind.DIRECTORY:
+            return None
+        names = self._read.setdefault(slot.parent, {})
+        if slot.name not in names:
+            self._reads += 1
+            if self._reads >= CACHED:
+                self._read, self._reads = {slot.parent: (names := {})}, 0
+            names[slot.name] = self._store.get(slot)
+        return names[slot.name]
 
-    def children(self, directory: FileId) -> Mapping[bytes, FileId]:
-        """The names in a directory, as a live read-only view; empty for whatever is not a member directory."""
-        found = self._directories.get(directory)
-        return MappingProxyType(found.names) if found else _EMPTY
+    def children(self, directory: FileId) -> dict[bytes, FileId]:
+        """The names in a directory as they are now; empty for whatever is not a member directory."""
+        node = self._node(directory)
+        if node is None or node.kind is not Kind.DIRECTORY:
+            return {}
+        found = dict(self._store.children(directory)) if node.stored else {}
+        for name, id in self._over.get(directory, {}).items():
+            if id is None:
+                found.pop(name, None)
+            else:
+                found[name] = id
+        return found
 
     def slots_of(self, inode: FileId) -> tuple[Slot, ...]:
-        """All slots the id is in, oldest binding first."""
-        place = self._places.get(inode)
-        if place is None:
-            return ()
-        return tuple(place) if isinstance(place, dict) else (place,)
+        """All slots the id is in."""
+        node = self._node(inode)
+        return () if node is None else tuple(node.slots)
 
     def nameless(self) -> tuple[FileId, ...]:
         """The members that have lost their last slot (the root is not one of them)."""
         return tuple(self._nameless)
+
+    def changed(self) -> Iterator[FileId]:
+        """Members that may not be as the store has them."""
+        yield from self._changed
+
+    def directories(self) -> list[FileId]:
+        """All members that are directories."""
+        found = {id: None for id, node in self._changed.items() if node.kind is Kind.DIRECTORY}
+        after = b""
+        while True:
+            ids, after = self._store.ids(after, CACHED, directories=True)
+            found.update((id, None) for id in ids if id not in found and self.is_member(id))
+            if not after:
+                return list(found)
+
+    def pending(self, directory: FileId) -> bool:
+        """Whether a name in the directory may not be as the store has it."""
+        return bool(self._over.get(directory))
 
     def bind(self, slot: Slot, inode: FileId, kind: Kind) -> FileId | None:
         """Put the id in the slot and return the id it displaced there (None: nobody, or itself).
@@ -96,14 +207,14 @@ class TreeIndex:
         A directory leaves the slot it had. What was displaced stays a member, perhaps a nameless one. KeyError if
         the slot's parent is not a member directory, ValueError for the root or an id known as another kind.
         """
-        parent = self._directories.get(slot.parent)
-        if parent is None:
+        if not self.is_directory(slot.parent):
             raise KeyError(slot.parent)
         if inode == self._root:
             raise ValueError("the root has no slot in its own tree")
-        if inode in self._places and self.kind(inode) is not kind:
-            raise ValueError(f"{inode.text()} is a {self.kind(inode).name.lower()}, not a {kind.name.lower()}")
-        displaced = parent.names.get(slot.name)
+        node = self._node(inode)
+        if node is not None and node.kind is not kind:
+            raise ValueError(f"{inode.text()} is a {node.kind.name.lower()}, not a {kind.name.lower()}")
+        displaced = self.get(slot)
         if displaced == inode:
             return None
         if displaced is not None:
@@ -111,19 +222,13 @@ class TreeIndex:
         if kind is Kind.DIRECTORY:
             for old in self.slots_of(inode):
                 self._remove(old)
-            # The key that is kept, so that every slot in it shares one id object.
-            inode = self._directories.setdefault(inode, _Directory(inode)).id
-        elif kind is not Kind.FILE:
-            self._odd[inode] = kind
-        kept = Slot(parent.id, slot.name)
-        parent.names[kept.name] = inode
-        place = self._places.get(inode)
-        if place is None:
-            self._places[inode] = kept
-        elif isinstance(place, dict):
-            place[kept] = None
-        else:
-            self._places[inode] = {place: None, kept: None}
+        if node is None:
+            node = _Node(kind, (), stored=self._forgotten.pop(inode, False))
+            self._count += 1
+        node.slots[slot] = None
+        self._changed[inode] = node
+        self._same.pop(inode, None)
+        self._over.setdefault(slot.parent, {})[slot.name] = inode
         self._nameless.pop(inode, None)
         return displaced
 
@@ -139,26 +244,27 @@ class TreeIndex:
         """
         if inode == self._root:
             raise ValueError("the root cannot leave its own tree")
-        if inode not in self._places:
-            return []
         for slot in self.slots_of(inode):
             self._remove(slot)
         gone: list[FileId] = []
         pending = [inode]
         while pending:
             current = pending.pop()
-            if self._places.get(current) is not None or current not in self._places:
+            node = self._node(current)
+            if node is None or node.slots:
                 continue  # named elsewhere, or (a nameless loop of directories) already removed
             gone.append(current)
-            del self._places[current]
-            self._odd.pop(current, None)
+            for name, child in self.children(current).items():
+                self._remove(Slot(current, name))
+                pending.append(child)
+            self._changed.pop(current, None)
+            self._same.pop(current, None)
             self._nameless.pop(current, None)
-            directory = self._directories.get(current)
-            if directory is not None:
-                for name, child in list(directory.names.items()):
-                    self._remove(Slot(current, name))
-                    pending.append(child)
-                del self._directories[current]
+            self._count -= 1
+            if self._lasting:
+                self._forgotten[current] = node.stored
+            else:
+                self._over.pop(current, None)
         return gone
 
     def path(self, inode: FileId) -> bytes | None:
@@ -174,51 +280,125 @@ class TreeIndex:
 
         The index must not change meanwhile.
         """
-        if inode not in self._places:
+        if not self.is_member(inode):
             return
         linked: set[FileId] = set()  # only an id with several slots can be met twice
         yield inode
-        pending = [iter(self.children(inode).values())]
+        pending = [iter(self._listing(inode))]
         while pending:
-            child = next(pending[-1], None)
-            if child is None:
+            entry = next(pending[-1], None)
+            if entry is None:
                 pending.pop()
                 continue
+            child, is_directory, several = entry
             if child == inode:
                 continue  # a loop of directories
-            if isinstance(self._places[child], dict):
+            if several:
                 if child in linked:
                     continue
                 linked.add(child)
             yield child
-            directory = self._directories.get(child)
-            if directory is not None:
-                pending.append(iter(directory.names.values()))
+            if is_directory:
+                pending.append(iter(self._listing(child)))
+
+    def committed(self, told: Iterable[Told], displaced: Iterable[FileId] = ()) -> None:
+        """The store has taken this over."""
+        touched: dict[FileId, None] = dict.fromkeys(displaced)
+        for one in told:
+            for slot, entry in one.slots.items():
+                self._caught_up(slot, entry, touched)
+            for id in one.dead:
+                self._forgotten.pop(id, None)
+                node = self._changed.get(id)
+                if node is not None:
+                    node.stored = False
+                self._same.pop(id, None)
+                self._read.pop(id, None)
+                if not self.is_member(id):
+                    self._over.pop(id, None)
+        for id in touched:
+            node = self._changed.get(id)
+            if node is None or id == self._root or not node.slots:
+                continue
+            if not any(slot.name in self._over.get(slot.parent, {}) for slot in node.slots):
+                del self._changed[id]
+
+    def _caught_up(self, slot: Slot, entry: Entry | None, touched: dict[FileId, None]) -> None:
+        self._read.get(slot.parent, {}).pop(slot.name, None)
+        if entry is not None:
+            id = entry[0]
+            touched[id] = None
+            for each in (id, slot.parent):  # a name may be told before those of its directory
+                node = self._changed.get(each)
+                if node is not None:
+                    node.stored = True
+                elif each in self._forgotten:
+                    self._forgotten[each] = True
+        over = self._over.get(slot.parent)
+        if over is None or slot.name not in over:
+            return
+        if over[slot.name] == (None if entry is None else entry[0]):
+            del over[slot.name]
+            if not over:
+                del self._over[slot.parent]
+
+    def _node(self, id: FileId) -> _Node | None:
+        node = self._changed.get(id)
+        if node is not None or id in self._forgotten:
+            return node
+        if id not in self._same:
+            if len(self._same) >= CACHED:
+                self._same.clear()
+            self._same[id] = self._load(id)
+        return self._same[id]
+
+    def _load(self, id: FileId) -> _Node | None:
+        found = self._store.places(id)
+        if found is None:
+            return None
+        # What was taken from a member's slots, or given to it, is no secret here; only the store has not heard of it.
+        slots = [slot for slot in found[1] if self._over.get(slot.parent, {}).get(slot.name, id) == id]
+        return _Node(found[0], slots, stored=True) if slots else None
+
+    def _listing(self, directory: FileId) -> Iterator[tuple[FileId, bool, bool]]:
+        """(id, whether it is a directory, whether it may have other names)."""
+        node = self._node(directory)
+        if node is None or node.kind is not Kind.DIRECTORY:
+            return
+        over = self._over.get(directory, {})
+        if node.stored:
+            for name, id, is_directory, several in self._store.listing(directory):
+                if name not in over:
+                    yield id, is_directory, several or id in self._changed
+        for child in over.values():
+            if child is not None:
+                there = self._changed[child]
+                yield child, there.kind is Kind.DIRECTORY, len(there.slots) > 1
 
     def _directory_path(self, directory: FileId) -> bytes | None:
         """The path of a directory with its closing slash; b"" for the root, None if it hangs in the air."""
         names: list[bytes] = []
         seen: set[FileId] = set()
         while directory != self._root:
-            place = self._places.get(directory)
-            if not isinstance(place, Slot) or directory in seen:
+            node = self._node(directory)
+            if node is None or not node.slots or directory in seen:
                 return None
             seen.add(directory)
+            place = next(iter(node.slots))
             names.append(place.name)
             directory = place.parent
         return b"".join(name + b"/" for name in reversed(names))
 
     def _remove(self, slot: Slot) -> FileId | None:
-        directory = self._directories.get(slot.parent)
-        inode = directory.names.pop(slot.name, None) if directory else None
+        inode = self.get(slot)
         if inode is None:
             return None
-        place = self._places[inode]
-        if isinstance(place, dict):
-            del place[slot]
-            if len(place) == 1:
-                self._places[inode] = next(iter(place))
-        else:
-            self._places[inode] = None
+        node = self._node(inode)
+        assert node is not None
+        self._changed[inode] = node
+        self._same.pop(inode, None)
+        self._over.setdefault(slot.parent, {})[slot.name] = None
+        del node.slots[slot]
+        if not node.slots:
             self._nameless[inode] = None
         return inode

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
@@ -83,6 +83,8 @@ class Changes:
     slots: list[tuple[Slot, Due]] = field(default_factory=list)
     members: list[tuple[FileId, Due]] = field(default_factory=list)
     """New in the tree. These dues hold no token: the slot's does."""
+    lists: list[FileId] = field(default_factory=list)
+    """Directories that will be listed because of it."""
     dead: list[tuple[FileId, Due]] = field(default_factory=list)
     failed: list[tuple[Slot | FileId, OSError]] = field(default_factory=list)
     """Looks that failed; they stay due."""
@@ -116,6 +118,25 @@ class Resolver:
     def list(self, directory: FileId, now: int, generation: int | None = None) -> None:
         """Every name in the directory may mean something else now."""
         self._enqueue(self._lists, directory, now, generation, False, None)
+
+    def doubt(self, id: FileId, now: int) -> None:
+        """A member without a name: it is dead, unless a look that is due finds a name."""
+        if id not in self._dying:
+            self._order += 1
+            self._dying[id] = Due(self._generations.hold(), now, order=self._order)
+
+    def slots(self) -> Iterator[Slot]:
+        """Names that are to be looked at."""
+        yield from self._due
+        yield from self._held
+
+    def lists(self) -> Iterator[FileId]:
+        """Directories that are to be listed."""
+        yield from self._lists
+
+    def dying(self) -> Iterator[FileId]:
+        """Inodes that may be dead."""
+        yield from self._dying
 
     @property
     def pending(self) -> int:
@@ -308,7 +329,7 @@ class Resolver:
             for previous in moved:  # a directory has one name: its old slot is empty until something else shows there
                 self._follow(self._due, previous, due, force=True)
             if found.kind is Kind.DIRECTORY and (not member or self._exclude.by_path):
-                self._list_below(found.id, due, member)
+                self._list_below(found.id, due, changes, member)
             if not member:
                 changes.members.append((found.id, due))
         self._dying_no_more(found)
@@ -318,12 +339,13 @@ class Resolver:
         else:
             self._generations.release(due.generation)
 
-    def _list_below(self, directory: FileId, due: Due, member: bool) -> None:
-        self._follow(self._lists, directory, due)
+    def _list_below(self, directory: FileId, due: Due, changes: Changes, member: bool) -> None:
+        below = [directory]
         if member:  # what is excluded below may have changed with its path
-            for id in self.index.subtree(directory):
-                if self.index.is_directory(id):
-                    self._follow(self._lists, id, due)
+            below += [id for id in self.index.subtree(directory) if self.index.is_directory(id)]
+        for id in dict.fromkeys(below):
+            self._follow(self._lists, id, due)
+            changes.lists.append(id)
 
     def _dying_no_more(self, found: Found | None) -> None:
         due = self._dying.pop(found.id, None) if found is not None else None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import xxhash
 
-from replicator.model import replicated_xattr
+from replicator.model import FileId, replicated_xattr
 
 LABEL = b"security.selinux"
 """The replica's host may give every file one; it counts only where the source has one."""
@@ -21,9 +21,9 @@ def xattrs_digest(xattrs: Mapping[bytes, bytes], *, labelled: bool) -> str:
     return digest.hexdigest()
 
 
-def names_digest(names: Iterable[bytes]) -> str:
-    """One hash of a directory's names; both sides make the same of the same names."""
+def names_digest(names: Iterable[tuple[bytes, FileId | None]]) -> str:
+    """One hash of a directory's names and what they mean; both sides make the same of the same."""
     digest = xxhash.xxh3_128()
-    for name in sorted(names):
-        digest.update(name + b"/")
+    for name, id in sorted(names):
+        digest.update(name + b"/" + (b"" if id is None else id.text().encode()) + b"/")
     return digest.hexdigest()

@@ -62,7 +62,9 @@ class Scrub:
     def status(self) -> dict[str, Any]:
         """What `status` says of it."""
         sweep = self._sweep
-        so_far = {"files": sweep.files, "of": sweep.total, "bytes": sweep.bytes} if sweep is not None else None
+        so_far = (
+            {"files": sweep.files, "of": len(self._sender.index), "bytes": sweep.bytes} if sweep is not None else None
+        )
         return {"period": self._period, "next_in": max(0.0, self._due()), "running": so_far, "last": self._last}
 
     def _due(self) -> float:

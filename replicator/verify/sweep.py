@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from replicator import blocks
@@ -84,7 +85,8 @@ class Sweep:
     ) -> None:
         """`rate`: bytes of content that are read each second, at most; such a sweep outlives its connection."""
         self._sender = sender
-        self._todo = deque(_Task(id) for id in ids)
+        self._ids = iter(ids)
+        self._todo: deque[_Task] = deque()
         self._found = found
         self._over = over
         self._rate = rate
@@ -92,7 +94,6 @@ class Sweep:
         self._busy = 0
         self._ended = False
         self._unsettled: set[FileId] = set()
-        self.total = len(self._todo)
         self.files = 0
         """Inodes that were compared."""
         self.bytes = 0
@@ -106,11 +107,17 @@ class Sweep:
     def turn(self) -> None:
         """Begin what may be begun; to be called now and then. Calls `over` when nothing is left."""
         batches = BATCHES if self._rate is None else 1
-        while self._todo and self._busy < batches and not self._ended and time.monotonic() >= self._next:
+        while self._busy < batches and not self._ended and time.monotonic() >= self._next and self._more():
             self._busy += 1
             self._barrier(self._read)
-        if not self._todo and not self._busy:
+        if not self._busy and not self._ended and not self._more():
             self._end(None)
+
+    def _more(self) -> bool:
+        """Whether something is left to begin; has some at hand then."""
+        if not self._todo:
+            self._todo.extend(_Task(id) for id in islice(self._ids, FILES))
+        return bool(self._todo)
 
     def stop(self) -> None:
         """Begin nothing any more, and call nobody."""
@@ -128,8 +135,10 @@ class Sweep:
     def _read(self) -> None:
         sender = self._sender
         budget = BYTES if self._rate is None else min(BYTES, max(1, self._rate // 2))
+        self._more()
         tasks = [self._todo.popleft() for _ in range(min(FILES, len(self._todo)))]
-        tasks = [task for task in tasks if sender.index.path(task.id) is not None]
+        root = sender.index.root
+        tasks = [task for task in tasks if task.id == root or sender.index.slots_of(task.id)]
         if sender.exclude:
             for task in tasks:
                 task.excluded = partial(self._excluded, sender.index.path(task.id) or b"")

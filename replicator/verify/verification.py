@@ -56,7 +56,7 @@ class Verification:
         if now - self._progressed >= TOLD_EVERY:
             self._progressed = now
             sweep = self._sweep
-            so_far = {"files": sweep.files, "of": sweep.total, "bytes": sweep.bytes}
+            so_far = {"files": sweep.files, "of": len(self._sender.index), "bytes": sweep.bytes}
             self._caller.answer({"progress": so_far}, done=False)
         self._sweep.turn()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ class Scope:
     actions: int = 14
     restless: float = 0.03
     restarts: bool = True
+    heirs: bool = False
+    """Senders succeed each other, with what the one before left."""
     overflows: bool = False
     """The queue of looks overflows now and then."""
     gaps: bool = False
@@ -63,6 +66,12 @@ class Run:
 
     def go(self) -> None:
         """The run. Fault when the logic broke a promise."""
+        try:
+            self._go()
+        finally:
+            self.sender.memory.close()
+
+    def _go(self) -> None:
         self.world.settle()
         if self.rng.random() < 0.7:
             self._quiesce()  # begin in step
@@ -130,6 +139,15 @@ class Run:
             case "restart":
                 if self.scope.restarts:
                     self._restart()
+            case "heir":
+                if self.scope.heirs:
+                    self._succeed()
+            case "survey":
+                sender.go_on_with_survey()
+            case "write":
+                sender.write_index()
+            case "written":
+                sender.index_written()
 
     def _compose(self) -> None:
         self.sender.ask_names()
@@ -170,10 +188,10 @@ class Run:
 
     def _reply(self, question: Names | Nameless) -> None:
         if isinstance(question, Names):
-            for directory in question.directories:
+            for directory, wanted in question.directories.items():
                 names = self.receiver.names(directory)
-                if names is not None:
-                    question.found[directory] = names
+                if names is not None and names != wanted:
+                    question.found[directory] = list(names)
         else:
             question.found = self.receiver.nameless()
         self.down.append(question)
@@ -191,7 +209,7 @@ class Run:
         heard = self.down.pop(0)
         sender = self.sender
         if isinstance(heard, Answer):
-            sender.outbox.applied(heard, sender.now)
+            sender.applied(heard)
             return
         if isinstance(heard, Names | Nameless | Content):
             sender.hear(heard)
@@ -235,7 +253,29 @@ class Run:
         self._events_lost()
         self.shipped.clear()
         self.receiver.new_sender()
+        self.sender.memory.close()
         self.sender = Sender(self.world, self.calls, checking=True)
+
+    def _succeed(self) -> None:
+        """The sender's process ends; the next one has its index and, unless that was lost, its journal.
+
+        The hooks live on, or else there is a gap in which things happen that nobody tells.
+        """
+        memory = self.sender.memory
+        if not memory.complete:
+            return
+        self._cut()
+        gap = self.rng.random() < 0.5
+        if gap:
+            for _ in range(self.rng.choice((0, 1, 3))):
+                self.world.act()
+            self.world.sync()
+            self._events_lost()
+            if self.rng.random() < 0.3:
+                shutil.rmtree(memory.path / "journal")
+        self.world.note(f"sender: succeeded, {'after a gap' if gap else 'the hooks live on'}")
+        self.shipped.clear()
+        self.sender = Sender(self.world, self.calls, checking=False, memory=memory, gap=gap)
 
     def _events_lost(self) -> None:
         self.world.bytes.clear()
@@ -247,6 +287,8 @@ class Run:
         """Everything once, in good order."""
         self.world.note("everything once")
         sender = self.sender
+        while sender.survey:
+            sender.go_on_with_survey()
         sender.resolve()
         sender.drain()
         sender.resolve()
@@ -264,6 +306,9 @@ class Run:
         self.down.append(self.receiver.commit())
         while self.down:
             self._hear()
+        sender.index_written()
+        sender.write_index()
+        sender.index_written()
 
     def _quiesce(self) -> None:
         for _ in range(QUIET_ROUNDS):
@@ -328,6 +373,10 @@ _MIX = {
     "compare": 5,
     "judge": 8,
     "gap": 1,
+    "heir": 3,
+    "survey": 6,
+    "write": 4,
+    "written": 4,
 }
 _EVENTS = list(_MIX)
 _WEIGHTS = [sum(list(_MIX.values())[: count + 1]) for count in range(len(_MIX))]

@@ -188,11 +188,11 @@ class Receiver:
         doubts = tuple(id for id in plan.doubts if id not in plan.needs)
         return Answer(facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(refusals.values()), doubts)
 
-    def names(self, directory: FileId) -> list[bytes] | None:
-        """The names in a directory; None if it is not here."""
+    def names(self, directory: FileId) -> dict[bytes, FileId] | None:
+        """The names in a directory and what they mean; None if it is not here."""
         if self.inventory.record(directory) is None:
             return None
-        return [name for name, _ in self.inventory.children(directory)]
+        return dict(self.inventory.children(directory))
 
     def nameless(self) -> list[FileId]:
         """What waits in limbo."""

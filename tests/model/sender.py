@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import random
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -22,17 +24,25 @@ import replicator.mirror.plan as plan_module
 import replicator.source.pages as pages_module
 import replicator.source.read as read_module
 from replicator.barrier import Barriers
-from replicator.capture.event import EVENT, EventFlag, EventKind
+from replicator.capture.event import EVENT, EventFlag, EventKind, Events
+from replicator.capture.names import InodeLook, ListLook, Overflow, SlotLook
+from replicator.dirty.generations import Generations
 from replicator.dirty.merge import merge
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import Owed
-from replicator.model import Facts, FileId, Kind, Slot
+from replicator.journal.journal import Journal
+from replicator.journal.marks import Dead, Doubt, Mark, Partial, Whole
+from replicator.model import Answer, Facts, FileId, Kind, Slot
+from replicator.scan import INODE
 from replicator.source.flight import Flush
 from replicator.source.outbox import Outbox, Payload
 from replicator.source.pages import PageHashes
 from replicator.source.read import Outcome, Reader
 from replicator.tree.handles import Stale
+from replicator.tree.index import TreeIndex
 from replicator.tree.resolver import Due, Found
+from replicator.tree.stamps import Differences
+from replicator.tree.store import IndexStore, Told
 from tests.model.filesystem import Node
 from tests.model.world import World
 
@@ -165,7 +175,8 @@ def small_scale() -> Iterator[None]:
         for name in ("os", "syscalls", "time"):
             stack.enter_context(mock.patch.object(read_module, name, current))
         stack.enter_context(mock.patch.object(pages_module, "PAGE", BLOCK))
-        stack.enter_context(mock.patch.object(plan_module, "COMPARED_FROM", COMPARED_FROM))
+        for module in (plan_module, read_module):
+            stack.enter_context(mock.patch.object(module, "COMPARED_FROM", COMPARED_FROM))
         for name, value in (("SLICE", SLICE), ("HOLES_FROM", 6), ("PAGE", BLOCK), ("BEYOND_TRIES", 1)):
             stack.enter_context(mock.patch.object(read_module, name, value))
         yield
@@ -182,9 +193,9 @@ class _Current:
 
 @dataclass(slots=True)
 class Names:
-    """A question: which names are in these directories? And the answer."""
+    """A question: are these the names in these directories? And, of those where they are not, the answer."""
 
-    directories: tuple[FileId, ...]
+    directories: dict[FileId, dict[bytes, FileId]]
     found: dict[FileId, list[bytes]] = field(default_factory=dict)
 
 
@@ -215,13 +226,19 @@ Question = Names | Nameless | Content
 
 
 class Sender:
-    """One instance of the sender: lives until its process ends."""
+    """One process of the sender."""
 
-    def __init__(self, world: World, calls: SourceCalls, *, checking: bool) -> None:
+    def __init__(
+        self, world: World, calls: SourceCalls, *, checking: bool, memory: Memory | None = None, gap: bool = False
+    ) -> None:
+        """`memory`: what a predecessor left, if it left anything; `gap`: there were no hooks for a while."""
         _Current.calls = calls
         self.world = world
         self.calls = calls
-        self.outbox = Outbox(world.root, world.exclude, calls.time_ns)
+        self.memory = memory or Memory(world.root)
+        index = self.memory.index()
+        self.outbox = Outbox(world.root, world.exclude, calls.time_ns, index=index, last_epoch=self.memory.epoch)
+        self.journal = self.memory.journal(self.outbox.generations, self._owed)
         self.barriers = Barriers(self.outbox.generations)
         self.questions: list[Question] = []
         self.phase = "scanning"
@@ -233,7 +250,102 @@ class Sender:
         self.pages = PageHashes()
         self.reader = Reader(cast(Any, calls), self.pages)
         self.outcomes: list[Outcome] = []
-        self.outbox.start(self.now)
+        self.survey: list[Callable[[], None]] = []
+        """What is still to be done of a survey."""
+        self._token: int | None = None
+        if self.memory.complete:
+            self._go_on(gap=gap)
+        else:
+            self.outbox.start(self.now)
+
+    # ---- what a predecessor left
+
+    def _go_on(self, *, gap: bool) -> None:
+        self.outbox.succeeding = True
+        self.outbox.outsiders.forget()
+        items = self.journal.restored()
+        for id in self.outbox.index.nameless():
+            self.outbox.resolver.doubt(id, self.now)
+        for item in items or ():
+            if not isinstance(item, list):
+                self._merge(item)
+                continue
+            for mark in item:
+                self._restore(mark)
+        if items is None:
+            self.journal.forget()
+        else:
+            self.journal.restored_all()
+        if gap or items is None:
+            self.begin_survey()
+        self.journal.begin(self.now, anew=items is None)
+        if self._token is not None:
+            self.journal.marks([Overflow()], self.now)
+
+    def _restore(self, mark: Mark) -> None:
+        index, resolver = self.outbox.index, self.outbox.resolver
+        match mark:
+            case SlotLook(slot, _) if index.is_member(slot.parent):
+                resolver.look(slot, self.now, force=True)
+            case InodeLook(id) if index.is_member(id):
+                self.outbox.table.mark(id, self.now)
+            case ListLook(id) if index.is_member(id):
+                resolver.list(id, self.now)
+                self.outbox.compare_names(id, self.now)
+            case Overflow():
+                self.begin_survey()
+            case Whole() | Doubt() | Partial() | Dead():
+                self.outbox.restore(mark, self.now)
+
+    def _owed(self) -> Iterator[Mark]:
+        yield from self.outbox.owed()
+        if self._token is not None:
+            yield Overflow()
+
+    def begin_survey(self) -> None:
+        """Find what nobody told of: stamps first, then the inodes, then one by one what differs."""
+        if self._token is None:
+            self._token = self.outbox.generations.hold()
+        self.outbox.doubting = True
+        for id in list(self.outbox.index.changed()):
+            self.outbox.suspect(id, self.now, self._token, content=False)
+        self.survey.append(self._load_stamps)
+
+    def go_on_with_survey(self) -> None:
+        """One step of it."""
+        if self.survey:
+            self.survey.pop(0)()
+        if not self.survey and self._token is not None:
+            self.outbox.doubting = False
+            self.outbox.generations.release(self._token)
+            self._token = None
+
+    def _load_stamps(self) -> None:
+        differences = Differences(0, *self.memory.store.stamps(0))
+        self.survey.append(lambda: self._scan(differences))
+
+    def _scan(self, differences: Differences) -> None:
+        rows = np.zeros(len(self.world.nodes), INODE)
+        for row, node in zip(rows, self.world.nodes.values(), strict=True):
+            size = len(node.data) if node.kind is Kind.FILE else 4096
+            row["ino"], row["gen"], row["mode"] = node.id.ino, node.id.gen, _FORMATS[node.kind]
+            row["size"], row["ctime"], row["mtime"] = size, node.ctime_ns, node.mtime_ns
+        outbox, token = self.outbox, self._token
+        changed = differences.changed(rows[np.argsort(rows["ino"])])
+        for hand, ids in ((outbox.suspect, changed), (outbox.missed, differences.missing())):
+            for id in ids:
+                self.survey.append(lambda hand=hand, id=id: hand(id, self.now, token))  # type: ignore[misc]
+
+    # ---- what it leaves
+
+    def write_index(self) -> None:
+        """Begin to write what became durable."""
+        self.memory.begin(self.outbox, self.journal, complete=self.phase == "ready")
+        self.journal.tick(self.now)
+
+    def index_written(self) -> None:
+        """That has come to its end."""
+        self.memory.end(self.outbox, self.journal)
 
     @property
     def now(self) -> int:
@@ -253,14 +365,22 @@ class Sender:
                 event["ino"], event["gen"] = record.id.ino, record.id.gen
                 event["flags"] = EventFlag.MAPPED if record.mapped else 0
                 event["off"], event["len"] = record.offset, record.length
-            outbox = self.outbox
-            merge(events, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
+            self.journal.events(events, self.now)
+            self._merge(events)
+
+    def _merge(self, events: Events) -> None:
+        outbox = self.outbox
+        merge(events, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
 
     def take_looks(self, count: int) -> None:
         """Carry some looks to the resolver; what a name changed in is looked at too, for its times."""
         looks, self.world.looks = self.world.looks[:count], self.world.looks[count:]
         index = self.outbox.index
         for look in looks:
+            marks: list[Mark] = (
+                [SlotLook(look.slot, None), InodeLook(look.slot.parent)] if look.slot is not None else []
+            )
+            self.journal.marks([*marks, *([InodeLook(look.id)] if look.id is not None else [])], self.now)
             if look.slot is not None and index.is_member(look.slot.parent):
                 self.outbox.resolver.look(look.slot, self.now)
                 self.outbox.table.mark(look.slot.parent, self.now)
@@ -269,17 +389,18 @@ class Sender:
 
     def looks_lost(self) -> None:
         """The queue of looks overflowed: every name, and every inode's attributes, may have changed."""
-        index = self.outbox.index
-        for id in list(index.subtree(index.root)):
-            if index.is_directory(id):
-                self.outbox.resolver.list(id, self.now)
-        self.outbox.compare_all(self.now)
+        doubtful = self.outbox.doubtful(0)
+        marks: list[Mark] = [Overflow(), *(InodeLook(id) for id in doubtful)]
+        self.journal.marks([*marks, *(ListLook(id) for id in doubtful if self.outbox.index.is_directory(id))], self.now)
+        self.outbox.distrust(doubtful, self.now, content=False)
+        self.begin_survey()
 
     # ---- the loop's other duties
 
     def resolve(self) -> None:
         self.world.clock += 1
         changes = self.outbox.resolver.resolve(self.calls, self.now)
+        self.journal.marks((ListLook(id) for id in changes.lists), self.now)
         if self.world.trace is not None:
             self.world.note(
                 f"sender: slots {[(slot, self.outbox.index.get(slot)) for slot, *_ in changes.slots]}"
@@ -287,7 +408,7 @@ class Sender:
             )
         self.outbox.changed(changes, self.now)
         self.looked = True
-        if self.phase == "scanning" and not self.outbox.resolver.workable:
+        if self.phase == "scanning" and not self.outbox.resolver.workable and self._token is None:
             self.outbox.resolver.complete = True
             self.phase = "sending"
             self._after_all(self._scanned)
@@ -310,7 +431,10 @@ class Sender:
     def _scanned(self) -> None:
         outbox = self.outbox
         if not outbox.checking:
-            self.phase = "ready"
+            if self.memory.complete:
+                self._ask_nameless()
+            else:
+                self._ready()
             return
         for id in outbox.index.subtree(outbox.index.root):
             if outbox.index.is_directory(id):
@@ -320,9 +444,9 @@ class Sender:
     def ask_names(self) -> None:
         if self._comparing or not self.outbox.unlisted or self.phase not in ("sending", "ready"):
             return
-        self._comparing = self.outbox.take_unlisted(3)
+        self._comparing = self.outbox.take_unlisted(3, self.now)
         if self._comparing:
-            self.questions.append(Names(tuple(self._comparing)))
+            self.questions.append(Names({id: self.outbox.index.children(id) for id in self._comparing}))
 
     def _ask_nameless(self) -> None:
         self.questions.append(Nameless())
@@ -338,10 +462,9 @@ class Sender:
         if isinstance(reply, Names):
             compared, self._comparing = self._comparing, {}
             for directory, names in reply.found.items():
-                known, due = self.outbox.index.children(directory), compared[directory]
-                for name in names:
-                    if name not in known:
-                        self.outbox.resolver.look(Slot(directory, name), self.now, due.generation, force=True)
+                due = compared[directory]
+                for name in sorted(self.outbox.index.children(directory).keys() | set(names)):
+                    self.outbox.resolver.look(Slot(directory, name), self.now, due.generation, force=True)
             for due in compared.values():
                 self.outbox.generations.release(due.generation)
             return
@@ -352,7 +475,20 @@ class Sender:
             self._after_all(self._ask_nameless)
         else:
             self.outbox.checking = False
-            self.phase = "ready"
+            self._ready()
+
+    def applied(self, answer: Answer) -> None:
+        """The receiver answers an epoch."""
+        self.journal.marks((Whole(id) for id in answer.needs), self.now)
+        self.journal.marks((Doubt(id) for id in answer.doubts), self.now)
+        self.journal.marks((SlotLook(slot, None) for slot in answer.looks), self.now)
+        self.outbox.applied(answer, self.now)
+
+    def _ready(self) -> None:
+        self.phase = "ready"
+        self.outbox.succeeding = False
+        if not self.memory.complete:
+            self.journal.begin(self.now, anew=True)
 
     def compare_content(self) -> None:
         """Have a file in doubt compared, as it is now: with its mappings written out, and nobody within a write."""
@@ -367,7 +503,10 @@ class Sender:
 
     def records_lost(self) -> None:
         """The ring overflowed: nobody knows what was written."""
-        self.outbox.compare_all(self.now, 0)
+        doubtful = self.outbox.doubtful(0)
+        self.journal.marks([Overflow(), *(Doubt(id) for id in doubtful)], self.now)
+        self.outbox.distrust(doubtful, self.now, content=True)
+        self.begin_survey()
 
     def disconnected(self, unanswered: Sequence[Question]) -> None:
         self.outbox.disconnected()
@@ -386,6 +525,7 @@ class Sender:
         if self.looked:
             self.take_bytes(len(self.world.bytes))
             self.looked = False
+        self.memory.epoch = self.outbox.last_epoch + 1
         return self.outbox.compose()
 
     def start_reads(self, count: int) -> None:
@@ -415,3 +555,54 @@ class Sender:
         outbox = self.outbox
         told = not (self.world.bytes or self.world.looks)
         return told and self.phase == "ready" and not (self.outcomes or outbox.generations.owed)
+
+
+class Memory:
+    """What a sender leaves to its successor: an index and a journal, in files. Removed when nobody has it any more."""
+
+    def __init__(self, root: FileId) -> None:
+        self._root = root
+        self._directory = tempfile.TemporaryDirectory(prefix="rsyncfs-model-", dir="/dev/shm")
+        self.path = Path(self._directory.name)
+        self.store = IndexStore(self.path / "index")
+        self.epoch = 0
+        """None later was sent."""
+        self.complete = False
+        self._index: TreeIndex | None = None
+        self._told: list[Told] = []
+        self._written: list[Told] = []
+        self._displaced: list[FileId] = []
+        self._settled = 0
+        self._completing = False
+
+    def index(self) -> TreeIndex:
+        self._told, self._written, self._settled = [], [], 0
+        self.store.settle(self._root)
+        self._index = TreeIndex(self._root, self.store)
+        return self._index
+
+    def close(self) -> None:
+        """Nobody comes after."""
+        self.store.close()
+        self._directory.cleanup()
+
+    def journal(self, generations: Generations, owed: Callable[[], Iterator[Mark]]) -> Journal:
+        return Journal(self.path / "journal", 1, generations, owed)
+
+    def begin(self, outbox: Outbox, journal: Journal, *, complete: bool) -> None:
+        """The index has it; the process has not heard so."""
+        if self._written:
+            return
+        self._told = outbox.take_told()
+        self._settled = journal.settled()
+        if complete and not self.complete:
+            self._completing = True
+        self._displaced = self.store.commit(self._told, {})
+        self._written = self._told
+        if self._completing:
+            self.complete = True
+
+    def end(self, outbox: Outbox, journal: Journal) -> None:
+        outbox.index.committed(self._written, self._displaced)
+        journal.remove(self._settled)
+        self._written, self._settled = [], 0

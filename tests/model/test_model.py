@@ -14,6 +14,9 @@ from tests.model.sender import small_scale
 SCOPES = {
     "common": (Scope(), 8000),
     "one sender all the time": (Scope(restarts=False), 5000),
+    "senders succeed each other": (Scope(heirs=True, restarts=False), 4000),
+    "heirs of a replica that refuses": (Scope(heirs=True, refusals=True), 1500),
+    "heirs, names excluded": (Scope(heirs=True, exclude=("c", "/a/b", "!c/b")), 1500),
     "restless": (Scope(actions=8, restless=0.12), 3000),
     "long": (Scope(actions=60), 600),
     "names excluded": (Scope(exclude=("c",)), 1500),

@@ -216,6 +216,7 @@ def test_no_plaintext_off_loopback(roots: tuple[Path, Path, Path], address: str)
         ["send", "/", "127.0.0.1:port"],
         ["send", "/", "127.0.0.1:99999"],
         ["send", "/", "127.0.0.1:7", "--sensor", "crystal"],
+        ["send", "/", "127.0.0.1:7", "--scan", "crystal"],
         ["receive", "--root", "/", "--listen", "127.0.0.1:"],
         ["receive", "--root", "/", "--tls-cert", "/dev/null"],
         ["frobnicate"],

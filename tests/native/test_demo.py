@@ -68,7 +68,7 @@ def test_stopped_in_the_middle_it_leaves_nothing_behind(number: signal.Signals) 
     try:
         directory = eventually(lambda: left() - before, 30, "the demo makes its directory").pop()
         eventually((directory / "source" / "orders.db").exists, 60, "the workload runs")
-        assert len(of(directory)) == 2
+        assert len(of(directory)) >= 2  # both ends, and who holds the queue of names for the sender
     finally:
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)

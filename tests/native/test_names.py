@@ -13,6 +13,7 @@ import pytest
 
 from replicator import syscalls
 from replicator.capture.names import InodeLook, Look, Names, Overflow, SlotLook
+from replicator.capture.scratch import LARGEST_EVENT
 from replicator.errors import EnvironmentFault
 from replicator.model import FileId, Slot
 from replicator.tree.handles import SourceRoot
@@ -60,7 +61,8 @@ def id_of(source: SourceRoot, path: Path) -> FileId:
 
 def drained(names: Names) -> list[Look]:
     looks = names.drain_queued()
-    assert names.read() == []
+    names.advance()
+    assert names.drain_queued() == []
     assert names.queued() == 0
     return looks
 
@@ -74,8 +76,8 @@ def assert_slot(looks: list[Look], parent: FileId, name: bytes | str, target: Fi
 
 def test_nothing_happened_nothing_is_told(names: Names) -> None:
     assert names.queued() == 0
-    assert names.read() == []
     assert names.drain_queued() == []
+    assert not names.behind
 
 
 def test_making_each_kind_of_inode(source: SourceRoot, names: Names, tree: Path) -> None:
@@ -280,38 +282,37 @@ def test_a_new_inode_can_be_opened_by_the_id_that_is_told(source: SourceRoot, na
             os.close(fd)
 
 
-def test_queued_counts_events_and_reads_may_be_small(names: Names, tree: Path) -> None:
-    for number in range(500):
-        (tree / f"{number}{'n' * 200}").touch()
-    assert names.queued() == 500
-    looks: list[Look] = []
-    reads = 0
-    while got := names.read(1):
-        looks += got
-        reads += 1
-    assert reads > 10
-    assert len([look for look in looks if isinstance(look, SlotLook)]) == 500
+def test_queued_counts_events_and_drains_may_be_small(source: SourceRoot, tree: Path) -> None:
+    with Names(source, scratch_bytes=3 * LARGEST_EVENT) as names:
+        for number in range(500):
+            (tree / f"{number}{'n' * 200}").touch()
+        assert names.queued() == 500
+        looks = names.drain_queued()
+        drains = 1
+        while names.behind:
+            names.advance()
+            looks += names.drain_queued()
+            drains += 1
+        assert drains > 10
+        assert names.queued() == 0
+        assert len([look for look in looks if isinstance(look, SlotLook)]) == 500
 
 
-def test_a_drain_ends_although_a_writer_never_pauses(names: Names, tree: Path) -> None:
-    for number in range(2000):
-        (tree / str(number)).touch()
-    seen = 0
-    read = names._read
-
-    def busy(limit: int) -> object:  # each time the queue is read, as many events arrive as were taken
-        nonlocal seen
-        batch = read(4096)
-        for _ in range(batch.events):
-            (tree / f"more{seen}").touch()
-            seen += 1
-        return batch
-
-    names._read = busy  # type: ignore[method-assign,assignment]
-    looks = names.drain_queued()
-    told = {look.slot.name for look in looks if isinstance(look, SlotLook)}
-    assert {str(number).encode() for number in range(2000)} <= told
-    assert names.queued() >= 1900
+def test_a_drain_ends_although_a_writer_never_pauses(source: SourceRoot, tree: Path) -> None:
+    with Names(source, scratch_bytes=3 * LARGEST_EVENT) as names:
+        for number in range(2000):
+            (tree / str(number)).touch()
+        told: set[bytes] = set()
+        seen = 0
+        while not seen or names.behind:  # each time that is drained, as many events arrive as were taken
+            slots = [look.slot.name for look in names.drain_queued() if isinstance(look, SlotLook)]
+            names.advance()
+            for _ in slots:
+                (tree / f"more{seen}").touch()
+                seen += 1
+            told.update(slots)
+        assert {str(number).encode() for number in range(2000)} <= told
+        assert names.queued() >= 1900
 
 
 def test_an_overflow_is_told(names: Names, tree: Path) -> None:
@@ -321,6 +322,10 @@ def test_an_overflow_is_told(names: Names, tree: Path) -> None:
         fd = os.open(tree / "d" / str(number), os.O_CREAT | os.O_WRONLY)
         os.close(fd)
     looks = names.drain_queued()
+    while names.behind:
+        names.advance()
+        looks += names.drain_queued()
+    names.advance()
     assert looks.count(Overflow()) == 1
     (tree / "afterwards").touch()
     looks = drained(names)

@@ -56,7 +56,7 @@ def test_what_differs_is_found_and_mended(roots: tuple[Path, Path, Path]) -> Non
     for number in range(20):
         (source / f"file{number}").write_bytes(content(10_000, number))
     (source / "large").write_bytes(content(20 * MIB))
-    with Pair(source, replica, state, sending=["--scrub", "1s", "--scrub-rate", "1G"]) as pair:
+    with Pair(source, replica, state, send_options=["--scrub", "1s", "--scrub-rate", "1G"]) as pair:
         assert pair.sender is not None
         scrubs(pair)
         assert pair.metrics().total("rsyncfs_scrub_findings_total") == 0
@@ -89,7 +89,7 @@ def test_what_differs_is_found_and_mended(roots: tuple[Path, Path, Path]) -> Non
 def test_a_scrub_beside_a_writer_finds_nothing(roots: tuple[Path, Path, Path]) -> None:
     source, replica, state = roots
     (source / "still").write_bytes(content(8 * MIB))
-    with Pair(source, replica, state, sending=["--scrub", "1s", "--scrub-rate", "1G"]) as pair:
+    with Pair(source, replica, state, send_options=["--scrub", "1s", "--scrub-rate", "1G"]) as pair:
         with Churn(source / "load", limit=120) as churn:
             scrubs(pair, 3)
             churn.stop()
@@ -102,11 +102,11 @@ def test_a_scrub_beside_a_writer_finds_nothing(roots: tuple[Path, Path, Path]) -
 def test_the_time_is_counted_over_restarts(roots: tuple[Path, Path, Path]) -> None:
     source, replica, state = roots
     (source / "file").write_bytes(content(10_000))
-    with Pair(source, replica, state, sending=["--scrub", "1s"]) as pair:
+    with Pair(source, replica, state, send_options=["--scrub", "1s"]) as pair:
         scrubs(pair)
         ended = pair.status()["scrub"]["last"]["ended"]
         pair.kill_sender()
-        pair.sending = ["--scrub", "1h"]
+        pair.send_options = ["--scrub", "1h"]
         pair.start_sender()
         scrub = pair.status()["scrub"]
         assert scrub["last"]["ended"] >= ended
@@ -119,7 +119,7 @@ def test_a_scrub_goes_on_when_the_receiver_comes_back(roots: tuple[Path, Path, P
     source, replica, state = roots
     for number in range(5):
         (source / f"file{number}").write_bytes(content(9 * MIB, number))
-    with Pair(source, replica, state, sending=["--scrub", "1s", "--scrub-rate", "30M"]) as pair:
+    with Pair(source, replica, state, send_options=["--scrub", "1s", "--scrub-rate", "30M"]) as pair:
         eventually(lambda: (pair.status()["scrub"]["running"] or {}).get("bytes", 0) > 0, 60, "a scrub is under way")
         pair.kill_receiver()
         flip_a_byte(replica / "file0", 5)

@@ -99,13 +99,30 @@ def test_what_does_not_fit_is_counted_and_named(tmp_path: Path) -> None:
             lost = place.sensor.lost_inodes()
             assert {item.ino for item in lost} == {os.fstat(fd).st_ino, os.fstat(other).st_ino}
             assert all(item.fs == 0 and item.root == 0 and item.gen for item in lost)
+            assert place.sensor.lost_inodes() == lost
+            place.sensor.forget_lost(lost[:1])
+            assert place.sensor.lost_inodes() == lost[1:]
+            place.sensor.forget_lost(lost)
             assert place.sensor.lost_inodes() == []
+            assert place.sensor.losses() == losses
             while place.sensor.drain(1000) is not None:
                 place.sensor.advance()
             os.pwrite(fd, b"y", 7)
             events = place.sensor.drain(1000)
             assert events is not None
             assert 7 in events["off"].tolist()
+
+
+def test_an_inode_that_loses_more_after_it_was_forgotten_is_named_again(tmp_path: Path) -> None:
+    with traced("ext4", tmp_path / "fs", ring_bytes=4096) as place, place.file() as fd:
+        for _ in range(2):
+            before = place.sensor.losses()["ring_full"]
+            for index in range(100):
+                os.pwrite(fd, b"y", index)
+            assert place.sensor.losses()["ring_full"] > before
+            lost = place.sensor.lost_inodes()
+            assert {item.ino for item in lost} == {os.fstat(fd).st_ino}
+            place.sensor.forget_lost(lost)
 
 
 def test_more_lost_inodes_than_can_be_kept_are_counted(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import contextlib
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicator.model import FileId, Kind, Slot
 from replicator.tree.index import TreeIndex
+from replicator.tree.store import Entry, IndexStore, Told
 
 ROOT = FileId(0, 0, 2, 1)
 DIRECTORIES = [FileId(0, 0, 10 + number, 1) for number in range(4)]
@@ -107,3 +112,94 @@ def test_it_equals_the_naive_model(steps: list[tuple[str, FileId, bytes, FileId]
             }
         assert len(index) == len(naive.members)
         assert set(index.nameless()) == naive.members - set(naive.slots.values()) - {ROOT}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["bind", "bind", "bind", "unbind", "forget", "tell", "tell", "commit", "notice"]),
+            st.sampled_from([ROOT, *DIRECTORIES]),
+            st.sampled_from(NAMES),
+            st.sampled_from([*DIRECTORIES, *FILES]),
+            st.integers(0, 7),
+        ),
+        max_size=60,
+    )
+)
+@settings(deadline=None)
+def test_it_equals_the_naive_model_whatever_the_store_has(
+    steps: list[tuple[str, FileId, bytes, FileId, int]],
+) -> None:
+    with tempfile.TemporaryDirectory() as directory, contextlib.closing(IndexStore(Path(directory, "index"))) as store:
+        store.settle(ROOT)
+        index, naive = TreeIndex(ROOT, store), Naive()
+        owed: set[Slot] = set()
+        dead: set[FileId] = set()
+        flight: list[Told] = []
+        stored: list[Told] = []
+
+        def tell(some: int) -> None:
+            slots = sorted(owed)[: some + 1]
+            owed.difference_update(slots)
+            told = Told({slot: _entry(index, slot) for slot in slots if index.is_member(slot.parent)})
+            if not owed:  # a death is told after the names
+                told.dead = [id for id in sorted(dead) if not index.is_member(id)]
+                dead.clear()
+            flight.append(told)
+
+        for action, parent, name, inode, some in steps:
+            slot = Slot(parent, name)
+            if action == "bind" and parent in naive.members:
+                kind = Kind.DIRECTORY if inode in DIRECTORIES else Kind.FILE
+                owed.update(index.slots_of(inode) if kind is Kind.DIRECTORY else ())
+                assert index.bind(slot, inode, kind) == naive.bind(slot, inode)
+                owed.add(slot)
+            elif action == "unbind":
+                assert index.unbind(slot) == naive.slots.pop(slot, None)
+                owed.add(slot)
+            elif action == "forget":
+                for each in index.subtree(inode):
+                    owed.update(index.slots_of(each))
+                dead.update(gone := index.forget(inode))
+                assert set(gone) == naive.forget(inode)
+            elif action == "tell":
+                tell(some)
+            elif action == "commit" and flight:
+                stored.append(flight.pop(0))
+                store.commit(stored[-1:], {})
+            elif action == "notice":
+                index.committed(stored)
+                stored.clear()
+            _assert_equal(index, naive)
+        while owed or dead:
+            tell(100)
+        store.commit(flight, {})
+        index.committed([*stored, *flight])
+        _assert_equal(index, naive)
+        assert not any(index.pending(each) for each in [ROOT, *DIRECTORIES] if index.is_member(each))
+        again = TreeIndex(ROOT, store)
+        for each in [*DIRECTORIES, *FILES]:
+            assert set(again.slots_of(each)) == {where for where, held in naive.slots.items() if held == each}
+        known = {each for each in [*DIRECTORIES, *FILES] if again.is_member(each)}
+        assert set(naive.slots.values()) <= known <= naive.members  # who never had a name there is not known there
+        assert store.count == len(known)
+
+
+def _entry(index: TreeIndex, slot: Slot) -> Entry | None:
+    id = index.get(slot)
+    return None if id is None else (id, index.kind(id))
+
+
+def _assert_equal(index: TreeIndex, naive: Naive) -> None:
+    for each in [ROOT, *DIRECTORIES, *FILES]:
+        assert set(index.slots_of(each)) == {where for where, held in naive.slots.items() if held == each}
+        assert index.is_member(each) == (each in naive.members)
+        if each in naive.members:
+            listed = list(index.subtree(each))
+            assert len(listed) == len(set(listed))
+            assert set(listed) == naive.below(each)
+        assert index.children(each) == {where.name: held for where, held in naive.slots.items() if where.parent == each}
+        for name in NAMES:
+            assert index.get(Slot(each, name)) == naive.slots.get(Slot(each, name))
+    assert len(index) == len(naive.members)
+    assert set(index.nameless()) == naive.members - set(naive.slots.values()) - {ROOT}

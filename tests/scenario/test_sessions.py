@@ -95,6 +95,7 @@ class Stage:
             "applied": str(session.applied),
             "durable": str(session.durable),
             "reverted": "yes" if session.reverted else "no",
+            "ahead": "yes" if session.ahead else "no",
             "refusal": session.refusal.code if session.refusal else "",
             "farewell": session.farewell.reason if session.farewell else "",
         }

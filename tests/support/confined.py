@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.support.deadline import eventually
+from tests.support.pair import unhook
 
 PROJECT = Path(__file__).resolve().parents[2]
 SYSTEMD = PROJECT / "deploy/systemd"
@@ -57,3 +58,5 @@ def confined(end: str, log: Path, words: Sequence[str | Path], writable: Path | 
     finally:
         process.kill()
         process.wait()
+        if end == "send":
+            unhook(Path(words[words.index("--state") + 1]))

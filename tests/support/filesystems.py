@@ -35,11 +35,14 @@ def run(*command: str | os.PathLike[str]) -> str:
     return done.stdout
 
 
-def make_image(fstype: str, image: Path, size: int = 2 * GIB) -> None:
-    """Make a sparse file of `size` bytes holding an empty filesystem. XFS wants at least 300 MiB, btrfs 110."""
+def make_image(fstype: str, image: Path, size: int = 2 * GIB, mkfs: Sequence[str] = ()) -> None:
+    """Make a sparse file of `size` bytes holding an empty filesystem. XFS wants at least 300 MiB, btrfs 110.
+
+    `mkfs` are further options of its mkfs.
+    """
     with image.open("wb") as file:
         file.truncate(size)
-    run(*MKFS[fstype], image)
+    run(*MKFS[fstype], *mkfs, image)
 
 
 def unmount(point: Path, timeout: float = 10.0) -> None:
@@ -56,15 +59,17 @@ def unmount(point: Path, timeout: float = 10.0) -> None:
 
 
 @contextlib.contextmanager
-def filesystem(fstype: str, directory: Path, size: int = 2 * GIB, options: Sequence[str] = ()) -> Iterator[Path]:
-    """A new, empty, mounted filesystem below `directory` (made if missing); `options` are mount options."""
+def filesystem(
+    fstype: str, directory: Path, size: int = 2 * GIB, options: Sequence[str] = (), mkfs: Sequence[str] = ()
+) -> Iterator[Path]:
+    """A new, empty, mounted filesystem below `directory` (made if missing); `options` are those of mount."""
     point = directory / "mount"
     point.mkdir(parents=True)
     image = directory / "image"
     if fstype == "tmpfs":
         run("mount", "-t", "tmpfs", "-o", ",".join((f"size={size}", *options)), "tmpfs", point)
     else:
-        make_image(fstype, image, size)
+        make_image(fstype, image, size, mkfs)
         run("mount", "-o", ",".join(("loop", *options)), image, point)
     try:
         yield point

@@ -47,6 +47,20 @@ started: list[Process] = []
 """Every process that the running test has started or found running, for a failure's report."""
 
 
+def tidy() -> None:
+    """Forget those that have ended, and unhook what senders among them left."""
+    for process in started:
+        if not process.running() and process.words[0] == "send":
+            unhook(Path(process.words[process.words.index("--state") + 1]))
+    started[:] = [process for process in started if process.running()]
+
+
+def unhook(state: Path) -> None:
+    """Remove what a sender that has ended left in the kernel."""
+    code, said = _within("unhook", "--state", str(state))
+    assert code == 0, f"`unhook`: {code} {said}"
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that nobody had a moment ago."""
     with socket.socket() as probe:
@@ -199,15 +213,15 @@ class Pair:
         netns: tuple[str | None, str | None] = (None, None),
         adopt: bool = False,
         connect: str | None = None,
-        sending: Sequence[str] = (),
+        send_options: Sequence[str] = (),
     ) -> None:
         """`tls` and `netns` are (sender's, receiver's); `connect` is HOST:PORT of a proxy in front of the receiver.
 
-        `sending` are more options of the sender.
+        `send_options` are more options of the sender.
         """
         self.source, self.replica, self.state_dir = source, replica, state_dir
         self.host, self.netns, self.tls, self.adopt = host, netns, tls, adopt
-        self.exclude, self.sending = list(exclude), list(sending)
+        self.exclude, self.send_options = list(exclude), list(send_options)
         self.port = free_port()
         self.connect = connect or f"{host}:{self.port}"
         self.send_state, self.receive_state = state_dir / "send", state_dir / "receive"
@@ -241,9 +255,9 @@ class Pair:
         words = ["send", str(self.source), self.connect]
         words += ["--state", str(self.send_state), "--metrics", self.metrics_address["send"]]
         words += ["--sensor", SENSOR]
+        words += self.send_options
         for pattern in self.exclude:
             words += ["--exclude", pattern]
-        words += self.sending
         words += self.tls[0].options() if self.tls else []
         self.sender = Process(words, self._log("send"), self.netns[0])
         if ready:
@@ -339,23 +353,34 @@ class Pair:
         eventually(self.connected, timeout, "the sender connects")
 
     def stop(self) -> None:
-        """Stop both cleanly, the sender first; AssertionError if either does not end as the contract says."""
+        """Stop both cleanly, the sender first; AssertionError if either does not end as the contract says.
+
+        Nothing stays in the kernel.
+        """
         sender, receiver = self.sender, self.receiver
         self.sender = self.receiver = None
         try:
             if sender is not None:
                 sender.stop()
         finally:
-            if receiver is not None:
-                receiver.stop()
+            try:
+                self.unhook()
+            finally:
+                if receiver is not None:
+                    receiver.stop()
+
+    def unhook(self) -> None:
+        """Remove what a sender that has ended left in the kernel."""
+        unhook(self.send_state)
 
     def kill(self) -> None:
-        """End both, asking nothing."""
+        """End both, asking nothing. Nothing stays in the kernel."""
         for end in (self.sender, self.receiver):
             if end is not None:
                 with contextlib.suppress(AssertionError):
                     end.kill()
         self.sender = self.receiver = None
+        self.unhook()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from replicator.capture.layout import FunctionHook, Hook
 from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Loaded, Program
+from replicator.capture.notebook import SKIPS, SKIPS_NOTES
 from replicator.capture.skips import UNDER_WAY, Skips
 from replicator.capture.source import AnyHook
 
@@ -54,6 +57,10 @@ class Kernel:
     def back(self, hook: FunctionHook) -> bool:
         self.backed.append(hook)
         return self._probes
+
+    def place(self, hook: AnyHook) -> int:
+        assert hook == self.loaded[0].hook
+        return 0
 
     def skips(self) -> Skips:
         return Skips(cast(Program, self), self.times, self.spared)
@@ -155,8 +162,29 @@ class Slow(Kernel):
     def _go_on(self) -> None:
         self.step(next(self._steps, PAUSE))
 
-    def skips(self) -> Skips:
-        return Skips(cast(Program, self), self.times, self.spared, lambda: self.now)
+    def skips(self, notes: Any = None) -> Skips:
+        return Skips(cast(Program, self), self.times, self.spared, lambda: self.now, notes)
+
+
+class Killed(Exception):
+    """The process ended there."""
+
+
+class Notes:
+    """Notes that stay, of a process that is killed when it wants to store the number `last` + 1."""
+
+    def __init__(self, kept: Any, last: int) -> None:
+        self.kept, self.last = kept, last
+
+    def __getitem__(self, at: Any) -> Any:
+        found = self.kept[at]
+        return Notes(found, self.last) if isinstance(at, int) else found
+
+    def __setitem__(self, at: str, value: Any) -> None:
+        if self.last == 0:
+            raise Killed
+        self.last -= 1
+        self.kept[at] = value
 
 
 LOST, MENDED, UNNOTICED = (True, True, True), (True, False, False), (False, True, True)
@@ -169,6 +197,7 @@ acts = st.one_of(
     some_call.map(lambda call: ("all of", call)),
     st.integers(0, 2).map(lambda which: ("step", which)),
     st.sampled_from([LOOK, REST]),
+    st.integers(0, 5).map(lambda stores: ("killed", stores)),
 )
 FALSE_ALARM: list[Act] = [("all of", UNNOTICED), ("begin", MENDED), ("step", 0), LOOK]
 """A look between the kernel's count and the spare's."""
@@ -182,11 +211,15 @@ RESOLVED: list[Act] = [("step", 0), ("step", 0)]
 @example([*FALSE_ALARM, REST, ("all of", LOST)], [])
 @example([*FALSE_ALARM, REST, LOOK, ("all of", LOST)], [])
 @example([("all of", LOST), LOOK, ("all of", LOST)], [])
+@example([*FALSE_ALARM, ("killed", 0), *RESOLVED, ("all of", LOST)], [])
+@example([("all of", LOST), ("killed", 1), ("all of", MENDED)], [])
+@example([("all of", LOST), LOOK, ("killed", 5), ("all of", LOST)], [])
 @example([("all of", MENDED), ("begin", LOST), LOOK], [PAUSE] * 3 + [0] * 3)
 def test_each_look_finds_what_was_lost_before_it(story: list[Act], meanwhile: list[int]) -> None:
-    """What looked like a loss, and was none, must not hide one that comes later."""
+    """What looked like a loss, and was none, must not hide one that comes later; nor must the end of a process."""
     kernel = Slow(meanwhile)
-    skips = kernel.skips()
+    notes = np.zeros(SKIPS_NOTES, SKIPS)
+    skips = kernel.skips(notes)
     total = 0
     for act, what in [*story, ("look", None)]:
         if act == "begin":
@@ -200,6 +233,10 @@ def test_each_look_finds_what_was_lost_before_it(story: list[Act], meanwhile: li
             while kernel.under_way:
                 kernel.finish(0)
             kernel.now += UNDER_WAY
+        elif act == "killed":
+            with contextlib.suppress(Killed):
+                kernel.skips(Notes(notes, what)).total()
+            skips = kernel.skips(notes)
         else:
             uncovered, before = kernel.uncovered, total
             total = skips.total()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from replicator.model import FileId
-from replicator.tree.handle_form import FORMS
+from replicator.tree.handle_form import ARRAYS, FORMS
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
@@ -45,3 +46,18 @@ def test_a_handle_is_read_or_refused(kind: int, handle: bytes) -> None:
         except ValueError:
             continue
         assert parse(*build(id)) == id
+
+
+@given(ino=U64, root=U64, gen=U32)
+def test_many_handles_are_read_as_one_is(ino: int, root: int, gen: int) -> None:
+    assert ARRAYS.keys() == FORMS.keys()
+    for fstype, (parse, build) in FORMS.items():
+        forms = [build(FileId(0, root, ino % 2**32 if fstype == "ext4" else ino, gen))]
+        if fstype == "xfs":
+            forms.append((1, struct.pack("=II", ino % 2**32, gen)))
+        for kind, handle in forms:
+            form = ARRAYS[fstype][kind, len(handle)]
+            (row,) = np.frombuffer(handle, form)
+            read = FileId(0, int(row["root"]) if "root" in (form.names or ()) else 0, int(row["ino"]), int(row["gen"]))
+            assert read == parse(kind, handle)
+        assert len(forms) == len(ARRAYS[fstype])

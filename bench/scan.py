@@ -1,0 +1,182 @@
+"""How fast all inodes of an ext4 are found on this machine: from its tables, by a walk, and by find(1) as a floor.
+
+Takes a directory with room for a sparse image (/var/tmp if none is given); prints a table or a JSON object. Each way is
+measured with nothing cached and with everything cached. It does not promise that a disk below a virtual machine has
+forgotten what was read before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from replicator import syscalls
+from replicator.scan import scan
+from replicator.tree.handles import SourceRoot
+
+FILES = 1_000_000
+EACH = 1000
+"""Files in a directory."""
+BYTES = 100
+"""In a file."""
+WARM = 3
+"""Runs with everything cached, of which the fastest counts."""
+WAYS = {"tables": "inode tables", "walk": "walk", "find": "find -printf"}
+
+
+def run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+class Volume:
+    """An ext4 in an image, mounted."""
+
+    def __init__(self, directory: Path, files: int) -> None:
+        self.point = directory / "mount"
+        self._image = directory / "image"
+        self.point.mkdir()
+        with self._image.open("wb") as image:
+            image.truncate(files * 6000 + (1 << 30))
+        run("mkfs.ext4", "-q", "-F", "-b", "4096", "-N", str(files + files // EACH + 100_000), self._image)
+        self.mount()
+
+    def mount(self) -> None:
+        run("mount", "-o", "loop,noatime", self._image, self.point)
+
+    def forget(self) -> None:
+        """Mount it anew, with nothing of it in memory."""
+        run("umount", self.point)
+        fd = os.open(self._image, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+        self.mount()
+
+    def close(self) -> None:
+        if os.path.ismount(self.point):
+            run("umount", self.point)
+
+
+@contextmanager
+def volume(parent: Path, files: int) -> Iterator[Volume]:
+    with tempfile.TemporaryDirectory(prefix="rsyncfs-bench-", dir=parent) as directory:
+        made = Volume(Path(directory), files)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def fill(top: Path, files: int, part: int, parts: int) -> None:
+    """Make every `parts`th directory."""
+    content = bytes(BYTES)
+    for number in range(part, -(-files // EACH), parts):
+        directory = top / f"{number:06}"
+        directory.mkdir()
+        within = os.open(directory, os.O_RDONLY)
+        for file in range(min(EACH, files - number * EACH)):
+            fd = os.open(f"{file:04}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=within)
+            os.write(fd, content)
+            os.close(fd)
+        os.close(within)
+
+
+def make_files(top: Path, files: int) -> float:
+    """Seconds that it took."""
+    begun = time.monotonic()
+    parts = os.cpu_count() or 1
+    workers = [multiprocessing.Process(target=fill, args=(top, files, part, parts)) for part in range(parts)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        if worker.exitcode:
+            raise SystemExit(f"making files failed: exit code {worker.exitcode}")
+    run("sync", "-f", top)
+    return time.monotonic() - begun
+
+
+def rows(point: Path, how: str) -> int:
+    with SourceRoot.open(point) as source:
+        syscalls.syncfs(source.read_fd)
+        return sum(len(batch) for batch in scan(source, how))
+
+
+def lines(point: Path) -> int:
+    done = subprocess.run(
+        ["find", point, "-printf", "%i %m %n %s %C@ %T@\n"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout.count("\n")
+
+
+def measure(made: Volume) -> dict[str, Any]:
+    """Seconds of each way, and how many inodes it found."""
+    ways: dict[str, Callable[[], int]] = {
+        "tables": lambda: rows(made.point, "auto"),
+        "walk": lambda: rows(made.point, "walk"),
+        "find": lambda: lines(made.point),
+    }
+    result: dict[str, Any] = {}
+    for way, look in ways.items():
+        made.forget()
+        times: list[tuple[float, float]] = []
+        for _ in range(1 + WARM):
+            begun, used = time.monotonic(), sum(os.times()[:4])
+            result[f"{way}_inodes"] = look()
+            times.append((time.monotonic() - begun, sum(os.times()[:4]) - used))
+        result[f"{way}_cold_seconds"], result[f"{way}_cold_cpu_seconds"] = times[0]
+        result[f"{way}_warm_seconds"], result[f"{way}_warm_cpu_seconds"] = min(times[1:])
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    table = Table("", "inodes", "nothing cached", "processor", "all cached", "processor")
+    for way, words in WAYS.items():
+        table.add_row(
+            words,
+            str(result[f"{way}_inodes"]),
+            *(
+                f"{result[f'{way}_{cached}_{what}']:.2f} s"
+                for cached in ("cold", "warm")
+                for what in ("seconds", "cpu_seconds")
+            ),
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", nargs="?", type=Path, default=Path("/var/tmp"), help="where the image is made")
+    parser.add_argument("--files", type=int, default=FILES, metavar="N", help="how many small files there are")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        raise SystemExit("the bench needs root: run it with sudo")
+    result: dict[str, Any] = {"cpus": os.cpu_count(), "kernel": os.uname().release, "files": arguments.files}
+    with volume(arguments.directory, arguments.files) as made:
+        result["creation_seconds"] = make_files(made.point, arguments.files)
+        result |= measure(made)
+    if arguments.json:
+        sys.stdout.write(orjson.dumps(result).decode() + "\n")
+    else:
+        show(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is dirty and not yet durable on the replica, on disk: it survives the process."""

@@ -1,0 +1,6 @@
+"""The third sensor: which inodes there are and when they changed, without walking the tree where that can be."""
+
+from replicator.scan.row import INODE, Scan
+from replicator.scan.select import scan
+
+__all__ = ["INODE", "Scan", "scan"]

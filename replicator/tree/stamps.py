@@ -1,0 +1,106 @@
+"""Stamps: what stat said of an inode when the replica got it, to recognise later that it has changed since.
+
+Takes ids and stamps; keeps them in pages of 128 by inode number, so that those of a million files are a few thousand
+blobs, compared by numpy. Compares by inequality: a time that went back is a change too. Pure.
+"""
+
+from __future__ import annotations
+
+from stat import S_IFREG
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from replicator.model import FileId
+
+PAGE: Final = 128
+"""Stamps in a page."""
+
+STAMP: Final = np.dtype([("gen", "<u4"), ("state", "<u4"), ("size", "<u8"), ("mtime", "<i8"), ("ctime", "<i8")])
+"""One place in a page; times in ns since the epoch. An inode's place is its number modulo PAGE."""
+
+_TYPE: Final = 0o170000
+NOTHING, SURE, UNSURE = 0, 1, 2
+"""States: no inode; as the stamp says; known to the replica in a state that no stamp can vouch for."""
+
+
+class Stamp(NamedTuple):
+    """Size in bytes (of a regular file, else 0), times in ns since the epoch."""
+
+    size: int
+    mtime: int
+    ctime: int
+
+
+def place_of(id: FileId) -> tuple[int, int, int]:
+    """(root, page, place in the page)."""
+    return id.root, id.ino // PAGE, id.ino % PAGE
+
+
+def stamped(rows: npt.NDArray[np.void], id: FileId, stamp: Stamp | None, *, anew: bool = True) -> None:
+    """Set an inode's place in its page; without `anew` only if it is not there yet. None: unsure."""
+    at = id.ino % PAGE
+    if not anew and rows["state"][at] != NOTHING and rows["gen"][at] == id.gen:
+        return
+    rows[at] = (id.gen, UNSURE, 0, 0, 0) if stamp is None else (id.gen, SURE, *stamp)
+
+
+def cleared(rows: npt.NDArray[np.void], id: FileId) -> None:
+    """The inode is dead: its place is free, unless it is another's already."""
+    at = id.ino % PAGE
+    if rows["gen"][at] == id.gen:
+        rows[at] = (0, NOTHING, 0, 0, 0)
+
+
+class Differences:
+    """What a scan of all inodes finds changed since the replica got them."""
+
+    def __init__(self, root: int, pages: npt.NDArray[np.uint64], rows: npt.NDArray[np.void]) -> None:
+        """`pages`: numbers, ascending; `rows`: STAMP of shape (pages, PAGE). All inodes lie in `root`."""
+        self._root = root
+        self._pages = pages
+        self._rows = rows
+        self._met = np.zeros(rows.shape, np.bool_)
+
+    def changed(self, inodes: npt.NDArray[np.void]) -> list[FileId]:
+        """Those of a scan's rows (scan.INODE) whose stamp is not theirs. Who has no stamp is passed over."""
+        if not len(self._pages):
+            return []
+        numbers = inodes["ino"] // PAGE
+        # Runs of inodes in one page: only their first is searched for.
+        starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
+        lengths = np.diff(starts, append=len(numbers))
+        found = np.minimum(np.searchsorted(self._pages, numbers[starts]), len(self._pages) - 1)
+        there = np.repeat(self._pages[found] == numbers[starts], lengths)
+        page = np.repeat(found, lengths)[there]
+        inodes = inodes[there]
+        place = (inodes["ino"] % PAGE).astype(np.intp)
+        stamps = self._rows[page, place]
+        same = (stamps["state"] != NOTHING) & (stamps["gen"] == inodes["gen"])
+        self._met[page[same], place[same]] = True
+        regular = inodes["mode"] & _TYPE == S_IFREG
+        differ = (
+            (stamps["state"] == UNSURE)
+            | (stamps["ctime"] != inodes["ctime"])
+            | (stamps["mtime"] != inodes["mtime"])
+            | (regular & (stamps["size"] != inodes["size"]))
+        )
+        hits = inodes[same & differ]
+        return [
+            FileId(0, self._root, ino, gen) for ino, gen in zip(hits["ino"].tolist(), hits["gen"].tolist(), strict=True)
+        ]
+
+    def missing(self) -> list[FileId]:
+        """Those with a stamp that no row was about."""
+        return self._ids((self._rows["state"] != NOTHING) & ~self._met)
+
+    def unsure(self) -> list[FileId]:
+        """Those that no stamp can vouch for."""
+        return self._ids(self._rows["state"] == UNSURE)
+
+    def _ids(self, which: npt.NDArray[np.bool_]) -> list[FileId]:
+        page, place = np.nonzero(which)
+        numbers = (self._pages[page] * PAGE + place.astype(np.uint64)).tolist()
+        gens = self._rows["gen"][which].tolist()
+        return [FileId(0, self._root, ino, gen) for ino, gen in zip(numbers, gens, strict=True)]

@@ -1,0 +1,368 @@
+"""The index on disk: what the replica durably has, in an embedded database.
+
+Takes what became durable (`Told`), in order; gives who is where, and for each inode the stamp that it had when the
+replica got it. One process uses a store at a time. `commit` may run in another thread than the rest. About 130 bytes a
+file. Raises sqlite3.Error when the state directory fails; nothing is half committed then.
+
+Does not promise to be as new as the replica: after a crash it says what was durable at some earlier moment. Whoever
+finds a difference must therefore tell the replica what is, not what changed since.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from replicator.model import FileId, Kind, Slot
+from replicator.tree.stamps import PAGE, STAMP, Stamp, cleared, place_of, stamped
+
+log = logging.getLogger(__name__)
+
+VERSION: Final = "1"
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS names (
+    parent BLOB NOT NULL, name BLOB NOT NULL, id BLOB NOT NULL, kind INTEGER NOT NULL, PRIMARY KEY (parent, name)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS names_id ON names (id, kind);
+CREATE TABLE IF NOT EXISTS nameless (id BLOB PRIMARY KEY, kind INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS adrift (id BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stamps (
+    root INTEGER NOT NULL, page INTEGER NOT NULL, rows BLOB NOT NULL, PRIMARY KEY (root, page)
+) WITHOUT ROWID;
+"""
+_KINDS: Final = tuple(Kind)
+_NUMBERS: Final = {kind: number for number, kind in enumerate(_KINDS)}
+_CACHE: Final = "PRAGMA cache_size=-8192"  # KiB
+
+Entry = tuple[FileId, Kind]
+
+
+def key_of(id: FileId) -> bytes:
+    """An id as a key: short, and in the order of inode numbers as long as these have the same length."""
+    ino = id.ino.to_bytes((id.ino.bit_length() + 7) // 8, "big")
+    root = id.root.to_bytes((id.root.bit_length() + 7) // 8, "big")
+    return bytes((len(ino) << 4 | len(root),)) + ino + root + id.gen.to_bytes(4, "big")
+
+
+def id_of(key: bytes) -> FileId:
+    """Read `key_of` back."""
+    split, end = 1 + (key[0] >> 4), len(key) - 4
+    return FileId(
+        0, int.from_bytes(key[split:end], "big"), int.from_bytes(key[1:split], "big"), int.from_bytes(key[end:], "big")
+    )
+
+
+@dataclass(slots=True)
+class Told:
+    """What the replica has been told in one epoch, and has durably."""
+
+    slots: dict[Slot, Entry | None] = field(default_factory=dict)
+    stamps: dict[FileId, Stamp | None] = field(default_factory=dict)
+    """None: no stamp can vouch for it; it passes for changed when it is compared."""
+    dead: list[FileId] = field(default_factory=list)
+    """After the slots."""
+
+    def __bool__(self) -> bool:
+        return bool(self.slots or self.stamps or self.dead)
+
+
+class IndexStore:
+    """One sender's index file."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make it. A damaged one, or one of another version, is made anew, which costs a comparison."""
+        self.path = path
+        self._lock = threading.Lock()
+        self._root = b""
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            log.warning("the index %s is damaged (%s): starting a new one", path, error)
+            self._remove()
+            self._open()
+        if self.meta("version") != VERSION:
+            if self.meta("version") is not None:
+                log.warning("the index %s is of another version of rsyncfs: starting a new one", path)
+                self.clear()
+            self.set_meta({"version": VERSION})
+        self._nameless = {bytes(key) for (key,) in self._reader.execute("SELECT id FROM nameless")}
+        self.count = int(self.meta("count") or 0)
+        """How many inodes it knows, the source's root not counted."""
+
+    def _open(self) -> None:
+        self._reader = self._connect()
+        try:
+            self._writer = self._connect()
+            self._writer.executescript(_SCHEMA)
+        except sqlite3.Error:
+            self._reader.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute(_CACHE)
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _remove(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._reader.close()
+        self._writer.close()
+
+    def clear(self) -> None:
+        """Forget everything but the version."""
+        with self._lock, self._writer:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for table in ("meta", "names", "nameless", "adrift", "stamps"):
+                self._writer.execute(f"DELETE FROM {table}")  # noqa: S608 - of the line above
+            self._put_meta({"version": VERSION})
+        self._nameless, self.count = set(), 0
+
+    # ------------------------------------------------------------------ meta
+
+    def meta(self, key: str) -> str | None:
+        """A stored value."""
+        row = self._reader.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, values: Mapping[str, str]) -> None:
+        """Store values, together, safe from a power cut when it returns."""
+        with self._lock:
+            self._writer.execute("PRAGMA synchronous=FULL")
+            try:
+                with self._writer:
+                    self._writer.execute("BEGIN IMMEDIATE")
+                    self._put_meta(values)
+            finally:
+                self._writer.execute("PRAGMA synchronous=NORMAL")
+
+    def _put_meta(self, values: Mapping[str, str]) -> None:
+        self._writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+
+    # ------------------------------------------------------------------ names
+
+    def get(self, slot: Slot) -> FileId | None:
+        """Who is in the slot."""
+        row = self._reader.execute(
+            "SELECT id FROM names WHERE parent = ? AND name = ?", (key_of(slot.parent), slot.name)
+        ).fetchone()
+        return None if row is None else id_of(row[0])
+
+    def children(self, directory: FileId) -> list[tuple[bytes, FileId]]:
+        """Everything in a directory, by name."""
+        rows = self._reader.execute("SELECT name, id FROM names WHERE parent = ? ORDER BY name", (key_of(directory),))
+        return [(name, id_of(key)) for name, key in rows.fetchall()]
+
+    def listing(self, directory: FileId) -> list[tuple[bytes, FileId, bool, bool]]:
+        """(name, id, whether it is a directory, whether it has other names too) of everything in a directory."""
+        rows = self._reader.execute(
+            "SELECT name, id, kind, (SELECT count(*) FROM names AS other WHERE other.id = names.id) FROM names"
+            " WHERE parent = ? ORDER BY name",
+            (key_of(directory),),
+        )
+        number = _NUMBERS[Kind.DIRECTORY]
+        return [(name, id_of(key), kind == number, places > 1) for name, key, kind, places in rows.fetchall()]
+
+    def places(self, id: FileId) -> tuple[Kind, list[Slot]] | None:
+        """An inode's kind and names; None if it has no name here."""
+        rows = self._reader.execute("SELECT parent, name, kind FROM names WHERE id = ?", (key_of(id),)).fetchall()
+        if not rows:
+            return None
+        return _KINDS[rows[0][2]], [Slot(id_of(parent), name) for parent, name, _ in rows]
+
+    def nameless(self) -> list[Entry]:
+        """Inodes that have lost their last name and have not been told dead."""
+        return [(id_of(key), _KINDS[kind]) for key, kind in self._reader.execute("SELECT id, kind FROM nameless")]
+
+    def ids(self, after: bytes, most: int, *, directories: bool) -> tuple[list[FileId], bytes]:
+        """Up to `most` inodes that have a name, from behind `after` on, and what to go on with; b"" begins and ends."""
+        rows = self._reader.execute(
+            "SELECT DISTINCT id FROM names WHERE id > ? AND (kind = ?) = ? ORDER BY id LIMIT ?",
+            (after, _NUMBERS[Kind.DIRECTORY], directories, most),
+        ).fetchall()
+        return [id_of(key) for (key,) in rows], rows[-1][0] if len(rows) == most else b""
+
+    def settle(self, root: FileId) -> None:
+        """To be called before anything else, with the source's root.
+
+        Forgets names in directories that have none themselves: told before the directory's, and then the process died.
+        They will be found, if they are there. Who has no other name is nameless from here on.
+        """
+        self._root = key_of(root)
+        with self._lock, self._writer:
+            self._writer.execute("BEGIN IMMEDIATE")
+            change = _Change(self._writer, self._root, self._nameless, self.count)
+            change.sink()
+            change.finish()
+        self._nameless = change.nameless
+
+    # ------------------------------------------------------------------ stamps
+
+    def roots(self) -> list[int]:
+        """The filesystem roots (on btrfs; elsewhere 0) of which there are stamps."""
+        return [int(root) for (root,) in self._reader.execute("SELECT DISTINCT root FROM stamps")]
+
+    def stamps(self, root: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.void]]:
+        """All stamps of a root: the numbers of their pages, ascending, and an array of STAMP of shape (pages, PAGE)."""
+        db = self._connect()  # one look at one moment, also from another thread
+        try:
+            db.execute("BEGIN")
+            (count,) = db.execute("SELECT count(*) FROM stamps WHERE root = ?", (root,)).fetchone()
+            pages = np.empty(count, np.uint64)
+            rows = np.zeros((count, PAGE), STAMP)
+            flat = rows.view(np.uint8).reshape(count, PAGE * STAMP.itemsize)
+            found = db.execute("SELECT page, rows FROM stamps WHERE root = ? ORDER BY page", (root,))
+            for at, (page, blob) in enumerate(found):
+                pages[at] = page
+                flat[at] = np.frombuffer(blob, np.uint8)
+            return pages, rows
+        finally:
+            db.close()
+
+    # ------------------------------------------------------------------ what became durable
+
+    def commit(self, told: Iterable[Told], meta: Mapping[str, str]) -> list[FileId]:
+        """Take over what became durable, in order, with `meta`, in one transaction; gives whose names were taken."""
+        with self._lock:
+            change = _Change(self._writer, self._root, self._nameless, self.count)
+            with self._writer:
+                self._writer.execute("BEGIN IMMEDIATE")
+                for one in told:
+                    change.take(one)
+                change.finish()
+                self._put_meta({**meta, "count": str(change.count)})
+            self._nameless, self.count = change.nameless, change.count
+            return [id_of(key) for key in change.displaced]
+
+
+class _Change:
+    """One transaction."""
+
+    def __init__(self, db: sqlite3.Connection, root: bytes, nameless: set[bytes], count: int) -> None:
+        self._db = db
+        self._root = root
+        self._adrift = {bytes(key) for (key,) in db.execute("SELECT id FROM adrift")}
+        self.nameless = set(nameless)
+        self.count = count
+        self.displaced: dict[bytes, None] = {}
+        self._loose: dict[bytes, int] = {}
+        """Who has lost a name: key and kind."""
+        self._stamps: dict[FileId, Stamp | None] = {}
+        self._named: dict[FileId, None] = {}
+        self._buried: dict[FileId, None] = {}
+
+    def take(self, told: Told) -> None:
+        for slot, entry in told.slots.items():
+            self._slot(slot, entry)
+        for id, stamp in told.stamps.items():
+            self._stamps[id] = stamp
+            self._buried.pop(id, None)
+        for id in told.dead:
+            self._dead(id)
+
+    def _slot(self, slot: Slot, entry: Entry | None) -> None:
+        execute, parent = self._db.execute, key_of(slot.parent)
+        row = execute("SELECT id, kind FROM names WHERE parent = ? AND name = ?", (parent, slot.name)).fetchone()
+        if entry is None:
+            if row is not None:
+                execute("DELETE FROM names WHERE parent = ? AND name = ?", (parent, slot.name))
+                self._lose(*row)
+            return
+        id, kind = entry
+        key, number = key_of(id), _NUMBERS[kind]
+        if row is not None and row[0] == key:
+            return
+        if row is not None:
+            self._lose(*row)
+        if not self._known(key):
+            self.count += 1
+        if kind is Kind.DIRECTORY:  # it has one name
+            execute("DELETE FROM names WHERE id = ?", (key,))
+        execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", (parent, slot.name, key, number))
+        if key in self.nameless:
+            execute("DELETE FROM nameless WHERE id = ?", (key,))
+            self.nameless.discard(key)
+        self._named[id] = None
+        self._buried.pop(id, None)
+        if parent != self._root and parent not in self._adrift and not self._known(parent):
+            execute("INSERT INTO adrift VALUES (?)", (parent,))
+            self._adrift.add(parent)
+        self._ashore(key)
+
+    def _ashore(self, key: bytes) -> None:
+        if key in self._adrift:
+            self._db.execute("DELETE FROM adrift WHERE id = ?", (key,))
+            self._adrift.discard(key)
+
+    def _lose(self, key: bytes, kind: int) -> None:
+        self._loose[key] = kind
+        self.displaced[key] = None
+
+    def _known(self, key: bytes) -> bool:
+        """Whether it has a name, or had one and is not dead."""
+        if key in self.nameless or key in self._loose:
+            return True
+        return self._db.execute("SELECT 1 FROM names WHERE id = ?", (key,)).fetchone() is not None
+
+    def _dead(self, id: FileId) -> None:
+        execute, key = self._db.execute, key_of(id)
+        if self._known(key):
+            self.count -= 1
+        execute("DELETE FROM names WHERE id = ?", (key,))
+        self._loose.update(execute("SELECT id, kind FROM names WHERE parent = ?", (key,)).fetchall())
+        execute("DELETE FROM names WHERE parent = ?", (key,))
+        self._ashore(key)
+        if key in self.nameless:
+            execute("DELETE FROM nameless WHERE id = ?", (key,))
+            self.nameless.discard(key)
+        self._loose.pop(key, None)
+        self._stamps.pop(id, None)
+        self._named.pop(id, None)
+        self._buried[id] = None
+
+    def sink(self) -> None:
+        """Forget what is in directories without a name."""
+        for key in list(self._adrift):
+            self._loose.update(self._db.execute("SELECT id, kind FROM names WHERE parent = ?", (key,)).fetchall())
+            self._db.execute("DELETE FROM names WHERE parent = ?", (key,))
+            self._ashore(key)
+
+    def finish(self) -> None:
+        for key, kind in self._loose.items():
+            if self._db.execute("SELECT 1 FROM names WHERE id = ?", (key,)).fetchone() is None:
+                self._db.execute("INSERT OR REPLACE INTO nameless VALUES (?, ?)", (key, kind))
+                self.nameless.add(key)
+        pages: dict[tuple[int, int], list[FileId]] = {}
+        for id in {**self._buried, **self._named, **self._stamps}:
+            pages.setdefault(place_of(id)[:2], []).append(id)
+        for (root, page), ids in sorted(pages.items()):
+            row = self._db.execute("SELECT rows FROM stamps WHERE root = ? AND page = ?", (root, page)).fetchone()
+            rows = np.zeros(PAGE, STAMP) if row is None else np.frombuffer(row[0], STAMP).copy()
+            for id in ids:
+                if id in self._buried:
+                    cleared(rows, id)
+                elif id in self._stamps:
+                    stamped(rows, id, self._stamps[id])
+                else:  # a member without a stamp would not be missed
+                    stamped(rows, id, None, anew=False)
+            self._db.execute("INSERT OR REPLACE INTO stamps VALUES (?, ?, ?)", (root, page, rows.tobytes()))
