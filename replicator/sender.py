@@ -383,6 +383,7 @@ class Sender:
             self.ledger.renew()
             self.ledger.mistrust()
             self.journal.renew(self.ledger.instance, now)
+            self.catchup.survey()
             self.uplink.drop(LinkLost("connecting anew, to compare everything"))
             return
         other = self.identity.replica not in (None, welcome.replica)

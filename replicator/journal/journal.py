@@ -32,7 +32,7 @@ VERSION: Final = 1
 LIMIT: Final = 64 << 20
 _HEADER, _EVENTS, _MARKS = 0, 1, 2
 _SEGMENT: Final = 4 << 20
-_AGE: Final = 1_000_000_000  # ns
+_AGE: Final = 250_000_000  # ns
 _AGAIN: Final = 5_000_000_000  # ns
 _TOGETHER: Final = 1000
 """Marks in one frame of a snapshot."""

@@ -118,7 +118,7 @@ def test_a_state_directory_that_was_set_back_is_no_danger(pair: Pair) -> None:
     state, old = pair.state_dir / "send", pair.state_dir / "old"
     assert pair.sender is not None
     pair.sender.stop()
-    shutil.copytree(state, old, ignore=shutil.ignore_patterns("control", "*.sock"))
+    shutil.copytree(state, old, ignore=shutil.ignore_patterns("control", "held"))
     pair.start_sender()
     bound = change(pair)
     (pair.source / "came").write_bytes(b"and went")

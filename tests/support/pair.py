@@ -49,10 +49,16 @@ started: list[Process] = []
 
 def tidy() -> None:
     """Forget those that have ended, and unhook what senders among them left."""
-    for process in started:
-        if not process.running() and process.words[0] == "send":
-            unhook(Path(process.words[process.words.index("--state") + 1]))
+    senders = {process: _state(process) for process in started if process.words[0] == "send"}
+    in_use = {state for process, state in senders.items() if process.running()}
+    for state in dict.fromkeys(senders.values()):
+        if state not in in_use:
+            unhook(state)
     started[:] = [process for process in started if process.running()]
+
+
+def _state(process: Process) -> Path:
+    return Path(process.words[process.words.index("--state") + 1])
 
 
 def unhook(state: Path) -> None:
