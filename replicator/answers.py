@@ -1,18 +1,22 @@
 """What the receiver answers between epochs: names that only it has, and comparisons for `verify`.
 
-Takes the bodies of requests, which come from a peer that is not trusted; gives bodies of answers. Reads the replica and
-changes nothing, but for extras that the sender has looked at and does not have.
+Takes the bodies of requests, which come from a peer that is not trusted; gives bodies of answers, at once or (what has
+to read content) later. Reads the replica and changes nothing, but for extras that the sender has looked at and does not
+have.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from replicator.errors import RemoteError
 from replicator.link import strict
 from replicator.mirror.mirror import Mirror
 from replicator.model import Facts, FileId, Slot
-from replicator.verify import compare, names_digest
+from replicator.verify.digests import names_digest
+from replicator.verify.judge import Judge
+from replicator.work import Worker
 
 NAMELESS = 10_000
 """Inodes named in one answer."""
@@ -21,25 +25,34 @@ NAMELESS = 10_000
 class Answers:
     """One replica's."""
 
-    def __init__(self, mirror: Mirror) -> None:
+    def __init__(self, mirror: Mirror, worker: Worker) -> None:
+        """`worker` reads content."""
         self._mirror = mirror
+        self._worker = worker
+        self._judge = Judge(mirror, worker)
         self._extras: set[Slot] = set()
 
-    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request. RemoteError if it makes no sense."""
+    def begin(self) -> None:
+        """A session begins: who asked before waits no more."""
+        self._judge.close()
+        self._judge = Judge(self._mirror, self._worker)
+
+    def answer(self, body: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> None:
+        """Answer a request, once. RemoteError if it makes no sense."""
         try:
             match body.get("op"):
                 case "names":
-                    return self._compare_names(
-                        [(strict.file_id(id), str(digest)) for id, digest in body["directories"]]
+                    reply(
+                        self._compare_names([(strict.file_id(id), str(digest)) for id, digest in body["directories"]])
                     )
                 case "nameless":
-                    return {"ids": [id.text() for id in self._mirror.nameless(NAMELESS)]}
+                    reply({"ids": [id.text() for id in self._mirror.nameless(NAMELESS)]})
                 case "compare":
-                    return {"differences": compare(self._mirror, body["items"])}
+                    self._judge.compare(body["items"], reply)
+                case _:
+                    reply({"error": "the receiver's version does not know that request"})
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise RemoteError(f"the peer made a request that makes no sense: {error}") from error
-        return {"error": "the receiver's version does not know that request"}
 
     def remove_extras(self, facts: Facts) -> None:
         """Remove what only the replica has, where the source was looked at and has nothing."""

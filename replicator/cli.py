@@ -86,6 +86,13 @@ def send(
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="In gitignore syntax; may be repeated.")
     ] = None,
+    scrub: Annotated[
+        str | None,
+        typer.Option("--scrub", metavar="DURATION", help="Compare both sides every so often, and mend: 24h, 7d, ..."),
+    ] = None,
+    scrub_rate: Annotated[
+        str, typer.Option("--scrub-rate", metavar="BYTES", help="What a scrub reads each second: 20M, 1G, ...")
+    ] = "20M",
     tls_cert: CertificateOption = None,
     tls_key: KeyOption = None,
     tls_ca: AuthorityOption = None,
@@ -98,6 +105,7 @@ def send(
     """Replicate a directory to a receiver, live. When it stops, its hooks stay for the next start; see unhook."""
     from replicator.link.address import parse_address, resolve
     from replicator.link.tls import require_tls, tls_files
+    from replicator.quantities import duration, size
     from replicator.scan.select import check_way
     from replicator.sender import Sender
 
@@ -119,6 +127,8 @@ def send(
         detach_hooks,
         ring_bytes,
         lost_inodes,
+        None if scrub is None else duration("--scrub", scrub),
+        size("--scrub-rate", scrub_rate),
     )
     sender = Sender(options, _say_ready)
     _serve(sender, metrics, sender.metrics.registry, lambda: None)
@@ -155,29 +165,20 @@ def status(state: StateOption = _SEND_STATE, json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(state: StateOption = _SEND_STATE, json: JsonOption = False) -> None:
-    """Compare both sides; 0 if they are identical, 1 if not, with each difference listed."""
+def verify(
+    state: StateOption = _SEND_STATE,
+    json: JsonOption = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is different, and compare that again.")] = False,
+) -> None:
+    """Compare both sides; 0 if they are identical (with --repair: now), 1 if not, with each difference listed."""
     from replicator.observe.control import ask
+    from replicator.verify.report import Report
 
-    differences: list[dict[str, Any]] = []
-    summary: dict[str, Any] = {}
-    for answer in ask(state, {"op": "verify"}):
+    report = Report(json=json, repair=repair)
+    for answer in ask(state, {"op": "verify", "repair": repair}):
         _raise_error(answer)
-        if answer.pop("done", False):
-            summary = answer
-        else:
-            differences.append(answer)
-            if not json:
-                typer.echo(f"{answer['kind']}: {answer['path']}")
-    identical = bool(summary.get("identical"))
-    if json:
-        typer.echo(orjson.dumps({**summary, "differences": differences}).decode())
-    else:
-        verdict = "identical" if identical else f"different: {summary['different']} differences"
-        unsettled = summary.get("unsettled", 0)
-        more = f"; {unsettled} were being written all the time and could not be judged" if unsettled else ""
-        typer.echo(f"{verdict} ({summary['files']} files, {summary['bytes']} bytes compared){more}")
-    raise typer.Exit(0 if identical else 1)
+        report.take(answer)
+    raise typer.Exit(0 if report.good else 1)
 
 
 @app.command()

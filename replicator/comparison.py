@@ -14,7 +14,7 @@ from replicator.link import inquiry
 from replicator.model import FileId, Slot
 from replicator.source.outbox import Outbox
 from replicator.tree.resolver import Due
-from replicator.verify import names_digest
+from replicator.verify.digests import names_digest
 
 DIRECTORIES = 500
 """Directories in one request."""

@@ -28,6 +28,10 @@ class SendOptions:
     ring_bytes: int | None = None
     lost_inodes: int | None = None
     """See `BpfSensor`."""
+    scrub: float | None = None
+    """Seconds from the end of one scrub to the next; None for none."""
+    scrub_rate: int = 20 << 20
+    """Bytes of content that a scrub reads each second."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from replicator.capture.names import InodeLook, ListLook, Look, MovedLook, Names
 from replicator.capture.sensor import NAMELESS_LOSSES, Sensor
 from replicator.dirty.merge import merge
 from replicator.journal.journal import Item, Journal
-from replicator.journal.marks import Partial, Whole
+from replicator.journal.marks import Doubt, Partial, Whole
 from replicator.observe.metrics import SenderMetrics
 from replicator.source.outbox import Outbox
 
@@ -129,7 +129,7 @@ class Intake:
                 self._merge(item)
                 continue
             for mark in item:
-                if isinstance(mark, Whole | Partial):
+                if isinstance(mark, Whole | Doubt | Partial):
                     self._outbox.restore(mark, now)
                 else:
                     self._look(mark, now, force=True)
@@ -155,12 +155,12 @@ class Intake:
         outbox = self._outbox
         named = self._sensor.lost_inodes()
         lost = [id for id in named if outbox.index.is_member(id)]
-        self._journal.marks((Whole(id) for id in lost), now)
+        self._journal.marks((Doubt(id) for id in lost), now)
         for id in lost:
-            outbox.table.mark(id, now).mark_whole()
+            outbox.doubt(id, now)
             if outbox.index.is_directory(id):
                 outbox.resolver.list(id, now)
-        log.warning("the kernel dropped events (%s): %d files are read again", ", ".join(sorted(grown)), len(lost))
+        log.warning("the kernel dropped events (%s): %d files are compared", ", ".join(sorted(grown)), len(lost))
         if grown & NAMELESS_LOSSES:
             log.warning("it is not known of which files: looking for what changed")
             self._metrics.resyncs.add("events_lost")
@@ -172,7 +172,7 @@ class Intake:
     def _lost(self, since: int, now: int, *, content: bool) -> None:
         """Changes since then may have been lost, nobody knows of what."""
         doubtful = self._outbox.doubtful(since)
-        marks = (Whole(id) if content else InodeLook(id) for id in doubtful)
+        marks = (Doubt(id) if content else InodeLook(id) for id in doubtful)
         lists = (ListLook(id) for id in doubtful if self._outbox.index.is_directory(id))
         self._journal.marks([Overflow(), *marks, *lists], now)
         self._outbox.distrust(doubtful, now, content=content)

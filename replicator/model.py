@@ -147,7 +147,9 @@ class InodeFact:
     partial: bool = False
     """More of this flush follows in later epochs; neither size nor attributes are final yet."""
     check: bool = False
-    """Carries no bytes: the receiver compares what it has and answers with a need if it differs."""
+    """Carries no bytes: the receiver compares what it has, and doubts or needs it if it differs."""
+    deep: bool = False
+    """Of a check of a regular file: its content is in doubt, whatever size and times say."""
     settled: bool = True
     """Whatever changes the file later will show in its ctime: worth remembering for a later check."""
     lowest: int | None = None
@@ -184,3 +186,6 @@ class Answer:
     looks: tuple[Slot, ...] = ()
     """Slots that could not be set yet: look at them again."""
     refusals: tuple[Refusal, ...] = ()
+    doubts: tuple[FileId, ...] = ()
+    """Regular files, checked in this epoch, that the replica has with a content that is not certain: to be compared
+    block by block. The sender owes whatever differs."""

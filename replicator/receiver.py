@@ -56,10 +56,13 @@ class Receiver:
         require_tls(options.listen, resolve(options.listen), self._tls)
         self.mirror = Mirror.open(options.root, options.state, options.adopt)
         defer(self.mirror.close)
-        self._answers = Answers(self.mirror)
         self.metrics = ReceiverMetrics()
         self.selector = selectors.DefaultSelector()
         defer(self.selector.close)
+        self._comparer = Worker()
+        defer(self._comparer.close)
+        self.selector.register(self._comparer.fileno(), selectors.EVENT_READ, self._comparer)
+        self._answers = Answers(self.mirror, self._comparer)
         self.listener = listen(options.listen)
         defer(self.listener.close)
         self.selector.register(self.listener, selectors.EVENT_READ, self.listener)
@@ -97,6 +100,7 @@ class Receiver:
                 elif isinstance(key.data, ControlServer) or hasattr(key.data, "caller"):
                     self.control.ready(key, events)
             self._syncer.collect()
+            self._comparer.collect()
             self._start_sync()
             self._tick()
             for connection in list(self._interests):
@@ -156,11 +160,18 @@ class Receiver:
             case Epoch(facts, _) if connection is self._session:
                 self._apply(connection, facts.epoch, heard)
             case m.Check(request, body) if connection is self._session:
-                connection.say(m.Checked(request, self._answers.answer(body)))
+                self._answers.answer(body, lambda answer: self._answer(connection, m.Checked(request, answer)))
             case m.Bye(reason):
                 self._ended(connection, f"the sender said goodbye: {reason}", logging.INFO)
             case _:
                 return
+
+    def _answer(self, connection: Connection, answer: m.Checked) -> None:
+        if connection is self._session:
+            try:
+                connection.say(answer)
+            except (LinkLost, RemoteError) as lost:
+                self._ended(connection, str(lost), logging.INFO)
 
     def _apply(self, connection: Connection, number: int, epoch: Epoch) -> None:
         answer = self.mirror.apply(epoch.facts, [(at, offset, memoryview(data)) for at, offset, data in epoch.payload])
@@ -194,6 +205,7 @@ class Receiver:
             self._drop(connection, None)
             return
         self._session, self._peer = connection, connection.transport.peer
+        self._answers.begin()
         connection.say(
             m.Welcome(
                 replica=self.mirror.identity,

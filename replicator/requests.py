@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from replicator import __version__
@@ -11,7 +12,7 @@ from replicator.capture.select import sensor_name
 from replicator.observe.control import Caller
 from replicator.observe.log import printable
 from replicator.source.backlog import writers
-from replicator.verify import Verification
+from replicator.verify.verification import Verification
 
 if TYPE_CHECKING:
     from replicator.sender import Sender
@@ -25,7 +26,8 @@ class Requests:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._verifications: deque[Verification] = deque()
+        self._verification: Verification | None = None
+        self._verifications: deque[Callable[[], Verification]] = deque()
 
     def handle(self, caller: Caller, request: dict[str, Any]) -> None:
         """One request; the answer may come later."""
@@ -35,7 +37,7 @@ class Requests:
             case "status":
                 caller.answer(self._status())
             case "verify":
-                self._verify(caller)
+                self._verify(caller, repair=request.get("repair") is True)
             case _:
                 caller.answer({"error": "this version does not know that request"})
 
@@ -48,15 +50,19 @@ class Requests:
             lambda: caller.answer({"seconds": time.monotonic() - started}),
         )
 
-    def _verify(self, caller: Caller) -> None:
-        self._verifications.append(Verification(self._sender, caller, self._verified))
-        if len(self._verifications) == 1:
-            self._verifications[0].start()
+    def turn(self) -> None:
+        """Go on with what takes longer than a turn of the loop."""
+        if self._verification is not None:
+            self._verification.turn()
+
+    def _verify(self, caller: Caller, *, repair: bool) -> None:
+        self._verifications.append(lambda: Verification(self._sender, caller, self._verified, repair=repair))
+        if self._verification is None:
+            self._verified()
 
     def _verified(self) -> None:
-        self._verifications.popleft()
-        if self._verifications:
-            self._verifications[0].start()
+        """One after the other."""
+        self._verification = self._verifications.popleft()() if self._verifications else None
 
     def _status(self) -> dict[str, Any]:
         sender, outbox = self._sender, self._sender.outbox
@@ -94,6 +100,8 @@ class Requests:
             "data_bytes": int(sender.metrics.data_bytes.value),
             "losses": sender.sensor.losses(),
             "resyncs": int(sender.metrics.resyncs.total()),
+            "doubted_files": len(outbox.doubts),
+            "scrub": sender.scrub.status() if sender.scrub is not None else None,
             "refused": [sender.describe(id) for id in stuck[:100]],
             "refused_files": len(stuck),
         }

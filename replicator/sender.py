@@ -23,6 +23,7 @@ from replicator import __version__, syscalls
 from replicator.attribution.cgroups import Cgroups
 from replicator.attribution.processes import command_of
 from replicator.barrier import Barriers
+from replicator.blockwise import Blockwise
 from replicator.capture.names import ListLook, Names, Overflow, SlotLook
 from replicator.capture.probe import limits
 from replicator.capture.select import select_sensor, sensor_name
@@ -35,7 +36,7 @@ from replicator.dirty.writers import Writers
 from replicator.errors import EnvironmentFault, RemoteError
 from replicator.host import ancestors, boot_id
 from replicator.intake import Intake
-from replicator.journal.marks import Mark, Whole
+from replicator.journal.marks import Doubt, Mark, Whole
 from replicator.keeper.hooks import Hooks
 from replicator.ledger import Ledger
 from replicator.link import message as m
@@ -54,6 +55,7 @@ from replicator.state import StateDirectory
 from replicator.tree.exclude import Exclude
 from replicator.tree.handles import SourceRoot
 from replicator.uplink import Uplink
+from replicator.verify.scrub import Scrub
 from replicator.work import Worker
 
 log = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ class Sender:
         defer = self._stack.callback
         self.options = options
         tls = client_context(options.tls) if options.tls else None
-        exclude = Exclude(options.exclude)
+        exclude = self.exclude = Exclude(options.exclude)
         self.state = StateDirectory.open(options.state)
         defer(self.state.close)
         self.identity = self.state.identity()
@@ -151,19 +153,22 @@ class Sender:
         defer(self.reading.close)
         self.worker = Worker()
         defer(self.worker.close)
+        self.blockwise = Blockwise(self.source, self.outbox, self.ask, self.describe)
+        defer(self.blockwise.close)
+        self.phase = "connecting"
         self.selector = selectors.PollSelector()
         defer(self.selector.close)
         self.uplink = Uplink(options.address, tls, self.selector, self._hello, lambda: self.outbox.last_epoch)
         defer(lambda: self.uplink.close("the sender stops"))
         self.requests = Requests(self)
+        self.scrub = None if options.scrub is None else Scrub(self, options.scrub, options.scrub_rate)
         self.control = ControlServer(self.state.path, self.selector, self.requests.handle)
         defer(self.control.close)
-        for watched in (self.sensor, names, self.reading, self.worker, self.ledger, self.catchup):
+        for watched in (self.sensor, names, self.reading, self.worker, self.blockwise, self.ledger, self.catchup):
             if watched is not None:
                 self.selector.register(watched.fileno(), selectors.EVENT_READ, watched)
         self.progress = Progress()
         defer(self.progress.close)
-        self.phase = "connecting"
         self._sweeping = False
         self.turn = 0
         self._turned = 0
@@ -231,9 +236,13 @@ class Sender:
             self._resolve(now)
             self._read(now)
             self._send(now)
+            self.blockwise.turn()
             if self.phase in ("sending", "ready") and self.uplink.connection is not None:
                 self.comparison.ask_names()
             self._advance(now)
+            self.requests.turn()
+            if self.scrub is not None:
+                self.scrub.turn()
             self._housekeep(now)
             self.uplink.retune()
             self.control.retune()
@@ -313,9 +322,15 @@ class Sender:
                 answer = message.answer
                 self.metrics.needs.add(len(answer.needs))
                 self.journal.marks((Whole(id) for id in answer.needs), now)
+                self.journal.marks((Doubt(id) for id in answer.doubts), now)
                 self.journal.marks((SlotLook(slot, None) for slot in answer.looks), now)
                 self._refusals(message)
-                self._observe(self.metrics.lag_applied, self.outbox.applied(answer, now))
+                try:
+                    ages = self.outbox.applied(answer, now)
+                except RemoteError as error:
+                    self.uplink.drop(error)
+                    return
+                self._observe(self.metrics.lag_applied, ages)
                 self.metrics.epochs.add()
             elif isinstance(message, m.Durable):
                 self.ledger.durable = message.epoch

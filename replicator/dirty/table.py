@@ -7,7 +7,7 @@ of its range set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from replicator.dirty.generations import Generations
@@ -40,7 +40,9 @@ class Owed:
     """The lowest size since the last flush; None if the size was not set."""
     whole: bool = False
     check: bool = False
-    """Only compare with the replica; becomes whole when anything else is owed."""
+    """Only ask whether the replica has it; becomes deep when anything else is owed."""
+    deep: bool = False
+    """The content on the replica is in doubt, whatever size and times say: compare it block by block."""
     mapped: bool = False
     """The file has, or had, writable shared mappings: flush them before reading."""
     holes: bool = False
@@ -64,6 +66,7 @@ class Owed:
         if other.lowest is not None:
             self.lower(other.lowest)
         self.check = self.check or other.check
+        self.deep = self.deep or other.deep
         self.whole = self.whole or other.whole
         self.mapped |= other.mapped
         self.holes |= other.holes
@@ -98,8 +101,22 @@ class DirtyTable:
         """The kernel side's present epoch; 0 while that tells every write."""
         self.repeats = False
         """Whether, since it was last set to False, a record was merged after which repeats are not told."""
-        self.watched: set[FileId] = set()
-        """Whoever wants to know what changes puts ids here; they vanish when they are marked."""
+        self._watches: list[set[FileId]] = []
+
+    def watch(self, ids: Iterable[FileId]) -> set[FileId]:
+        """A set of these, from which each vanishes when it is touched; until `unwatch`."""
+        watch = set(ids)
+        self._watches.append(watch)
+        return watch
+
+    def unwatch(self, watch: set[FileId]) -> None:
+        """Nobody asks any more."""
+        self._watches = [other for other in self._watches if other is not watch]
+
+    def touch(self, id: FileId) -> None:
+        """Something about it changed."""
+        for watch in self._watches:
+            watch.discard(id)
 
     def mark(self, id: FileId, now: int, generation: int | None = None, *, complete: bool = False) -> Owed:
         """The entry of `id`, made if there was none; its attributes are owed from here on.
@@ -107,8 +124,8 @@ class DirtyTable:
         `now` as `Owed.since`; `generation` is that of what led here, if it is older than the current one. The change
         may be under way still, unless `complete`: then the caller keeps the other times.
         """
-        if self.watched:
-            self.watched.discard(id)
+        if self._watches:
+            self.touch(id)
         entry = self._entries.get(id)
         if entry is None:
             entry = self._entries[id] = Owed(id, self.generations.hold(generation), now)
@@ -153,7 +170,14 @@ class DirtyTable:
         entry = self._entries.get(owed.id)
         if entry is None or entry.written > read or entry.begun > waited:
             return
-        if entry.whole or entry.check or entry.mapped or owed.mapped or (entry.epoch and entry.epoch >= fence):
+        if (
+            entry.whole
+            or entry.check
+            or entry.deep
+            or entry.mapped
+            or owed.mapped
+            or (entry.epoch and entry.epoch >= fence)
+        ):
             return
         for start, end in sent:
             entry.ranges.remove(start, end)
@@ -166,6 +190,25 @@ class DirtyTable:
             owed.generation = self.generations.merge(owed.generation, entry.generation)
             owed.since = min(owed.since, entry.since)
             owed.share.update(entry.share)
+
+    def ask_first(self, owed: Owed) -> Owed:
+        """Of a flush whose content is asked about before bytes are sent: the asking part, with a token.
+
+        What else it owes comes back into the table. An entry of the same inode must not be read before the answer.
+        """
+        if owed.whole:
+            owed.check = owed.deep = False  # all of it is sent
+            return owed
+        if not owed.deep and not (owed.check and owed.touched):
+            return owed
+        if not owed.touched:
+            owed.check = owed.deep = True
+            return owed
+        asking = Owed(owed.id, self.generations.hold(owed.generation), owed.since, mapped=owed.mapped)
+        asking.check = asking.deep = True
+        owed.check = owed.deep = False
+        self.fold(owed)
+        return asking
 
     def drop(self, id: FileId) -> None:
         """Owe nothing for `id` any more: it is gone, or outside the tree."""

@@ -17,6 +17,12 @@ class Whole(NamedTuple):
     id: FileId
 
 
+class Doubt(NamedTuple):
+    """What the replica has of this inode's content is in doubt."""
+
+    id: FileId
+
+
 class Partial(NamedTuple):
     """What one inode owes. `ranges` and `folios`: (start, end) in bytes; `lowest`: the lowest size, if it was set."""
 
@@ -29,7 +35,7 @@ class Partial(NamedTuple):
     check: bool
 
 
-Mark = Look | Whole | Partial
+Mark = Look | Whole | Doubt | Partial
 
 
 def encode(mark: Mark) -> list[Any]:
@@ -47,6 +53,8 @@ def encode(mark: Mark) -> list[Any]:
             return ["all"]
         case Whole(id):
             return ["whole", id.text()]
+        case Doubt(id):
+            return ["doubt", id.text()]
         case Partial(id, ranges, folios, lowest, mapped, holes, check):
             return ["owed", id.text(), ranges, folios, lowest, mapped, holes, check]
 
@@ -67,6 +75,8 @@ def decode(value: Any) -> Mark:
                 return Overflow()
             case ["whole", str(id)]:
                 return Whole(FileId.parse(id))
+            case ["doubt", str(id)]:
+                return Doubt(FileId.parse(id))
             case ["owed", str(id), [*ranges], [*folios], int() | None as lowest, bool(m), bool(h), bool(check)]:
                 return Partial(FileId.parse(id), _ranges(ranges), _ranges(folios), lowest, m, h, check)
     except UnicodeEncodeError as error:

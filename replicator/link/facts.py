@@ -26,8 +26,8 @@ SECOND = 10**9
 _FAR = 2**63 - 1
 
 _FACTS = frozenset({"s", "i", "x"})
-_INODE = frozenset({"i", "k", "m", "u", "g", "t", "r", "l", "a", "z", "w", "p", "c", "n", "o", "d", "h"})
-_ANSWER = frozenset({"n", "l", "r"})
+_INODE = frozenset({"i", "k", "m", "u", "g", "t", "r", "l", "a", "z", "w", "p", "c", "e", "n", "o", "d", "h"})
+_ANSWER = frozenset({"n", "l", "r", "d"})
 _KINDS = {kind.value: kind for kind in Kind}
 
 
@@ -66,6 +66,8 @@ def encode_answer(answer: Answer) -> bytes:
         tree["l"] = [[look.parent.text(), look.name.decode("latin-1")] for look in answer.looks]
     if answer.refusals:
         tree["r"] = [[refusal.id.text(), strict.sentence(refusal.reason)] for refusal in answer.refusals]
+    if answer.doubts:
+        tree["d"] = [doubt.text() for doubt in answer.doubts]
     return orjson.dumps(tree)
 
 
@@ -79,6 +81,7 @@ def decode_answer(epoch: int, payload: Buffer) -> Answer:
         needs=tuple(map(strict.file_id, strict.array(tree.get("n", []), "ids"))),
         looks=tuple(strict.slot(parent, name) for parent, name in looks),
         refusals=tuple(Refusal(strict.file_id(of), strict.reason(reason)) for of, reason in refusals),
+        doubts=tuple(map(strict.file_id, strict.array(tree.get("d", []), "ids"))),
     )
 
 
@@ -109,6 +112,8 @@ def _inode(fact: InodeFact) -> dict[str, Any]:
         tree["p"] = True
     if fact.check:
         tree["c"] = True
+    if fact.deep:
+        tree["e"] = True
     if not fact.settled:
         tree["n"] = False
     if fact.lowest is not None:
@@ -138,6 +143,7 @@ def _read_inode(value: Any) -> InodeFact:
         whole=strict.flag(tree.get("w", False), "a flag"),
         partial=strict.flag(tree.get("p", False), "a flag"),
         check=strict.flag(tree.get("c", False), "a flag"),
+        deep=strict.flag(tree.get("e", False), "a flag"),
         settled=strict.flag(tree.get("n", True), "a flag"),
         lowest=strict.number(tree["o"], "a size") if "o" in tree else None,
         data=strict.extents(tree["d"]) if "d" in tree else (),
@@ -147,6 +153,8 @@ def _read_inode(value: Any) -> InodeFact:
         strict.bad("a fact about something without content", value)
     if fact.check and (fact.data or fact.holes or fact.partial):
         strict.bad("a check, which carries no content", value)
+    if fact.deep and not (fact.check and kind is Kind.FILE):
+        strict.bad("a doubt, which is about the content of a file that is checked", value)
     if (kind is Kind.SYMLINK) != bool(fact.attributes.target):
         strict.bad("a target for each symbolic link and nothing else", value)
     return fact

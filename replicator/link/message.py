@@ -20,11 +20,11 @@ from replicator.link import frame, strict
 from replicator.link.frame import Buffer, Frame, Type
 from replicator.model import END_OF_FILE, Answer, Facts, FileId
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The newest protocol version this side speaks (what the frames mean)."""
 
-OLDEST_PROTOCOL = 1
-"""The oldest one."""
+OLDEST_PROTOCOL = 2
+"""The oldest one. Version 1 could not compare files block by block, and was never released."""
 
 _DATA = struct.Struct("!IQ")
 _END = struct.Struct("!IQ")

@@ -1,17 +1,20 @@
 """Taking over what the replica has already: `check` facts against entries on disk that no inode of the source owns.
 
 Takes facts; changes only the inventory. A directory under the same name is always the same directory, a file is taken
-for equal with the same size and modification time, a link or device with the same target or number. One replica inode
-is never given to two ids, and nothing is adopted that a fact did not ask to compare.
+for equal with the same size and modification time, a link or device with the same target or number. A large file that
+is not equal, or is in doubt, is taken over to be compared block by block. One replica inode is never given to two ids,
+and nothing is adopted that a fact did not ask to compare.
 """
 
 from __future__ import annotations
 
 import os
 
+from replicator.blocks import COMPARED_FROM
 from replicator.mirror import attributes
 from replicator.mirror.ground import AstrayError, Ground, open_beneath
 from replicator.mirror.inventory import Inventory
+from replicator.mirror.records import doubted
 from replicator.mirror.steps import Record
 from replicator.model import Facts, FileId, InodeFact, Kind, Slot
 
@@ -51,10 +54,9 @@ def _adopt_one(fact: InodeFact, slots: list[Slot], ground: Ground, inventory: In
             if handle is None:
                 continue
             if adopted is None:
-                if inventory.by_handle(handle) is not None or not _equal(fact, slot, ground):
+                record = None if inventory.by_handle(handle) is not None else _record(fact, slot, ground)
+                if record is None:
                     continue
-                have = fact.attributes
-                record = Record(fact.kind, fact.size, have.mtime_ns, have.ctime_ns)
                 inventory.put(fact.id, record, handle)
                 adopted = handle
         except (OSError, AstrayError):
@@ -64,14 +66,22 @@ def _adopt_one(fact: InodeFact, slots: list[Slot], ground: Ground, inventory: In
     return adopted is not None
 
 
-def _equal(fact: InodeFact, slot: Slot, ground: Ground) -> bool:
+def _record(fact: InodeFact, slot: Slot, ground: Ground) -> Record | None:
+    """What is known of the inode in this slot if it is taken for that of the fact; None if it is not."""
     fd = open_beneath(ground.directory(slot.parent), slot.name, os.O_PATH)
     try:
         kind, size, have = attributes.read_attributes(fd)
     finally:
         os.close(fd)
+    wanted = fact.attributes
     if kind is not fact.kind:
-        return False
-    if kind is Kind.FILE:
-        return size == fact.size and have.mtime_ns == fact.attributes.mtime_ns
-    return have.target == fact.attributes.target and have.rdev == fact.attributes.rdev
+        return None
+    if kind is not Kind.FILE:
+        same = have.target == wanted.target and have.rdev == wanted.rdev
+    else:
+        same = not fact.deep and size == fact.size and have.mtime_ns == wanted.mtime_ns
+    if same:
+        return Record(kind, fact.size, wanted.mtime_ns, wanted.ctime_ns)
+    if kind is Kind.FILE and min(size, fact.size) >= COMPARED_FROM:
+        return doubted(Record(kind, size))
+    return None

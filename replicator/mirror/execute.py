@@ -23,11 +23,12 @@ from replicator.mirror.intents import Intent, IntentLog
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
 from replicator.mirror.naming import NamingSteps, SkippedError, places_of
-from replicator.mirror.records import after_adorn, after_create, after_write
+from replicator.mirror.records import after_adorn, after_create, after_write, doubted
 from replicator.mirror.steps import (
     LIMBO,
     Adorn,
     Create,
+    Doubt,
     Exchange,
     Link,
     Plan,
@@ -81,7 +82,8 @@ class Executor:
         for id in run.facts.dead:  # one that could not be given up must be declared dead again
             if id not in bound and self._inventory.record(id) is not None:
                 plan.needs[id] = None
-        return Answer(run.facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(run.refusals.values()))
+        doubts = tuple(id for id in plan.doubts if id not in plan.needs)
+        return Answer(run.facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(run.refusals.values()), doubts)
 
     def verify_bound(self, slot: Slot, id: FileId, plan_needs: dict[FileId, None], looks: dict[Slot, None]) -> None:
         """A name that the inventory has already: if the disk has not, forget it, so that it is made again."""
@@ -162,6 +164,11 @@ class Executor:
                 self._write(run, id, index)
             case Adorn(id, index):
                 self._adorn(run, id, index)
+            case Doubt(id):
+                record = self._inventory.record(id)
+                if record is None:
+                    raise SkippedError
+                self._inventory.put(id, doubted(record))
             case Stamp(id):
                 self.stamp(id)
 

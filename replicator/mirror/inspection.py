@@ -9,38 +9,47 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
-
-import xxhash
 
 from replicator.errors import RemoteError
 from replicator.mirror import attributes
 from replicator.mirror.foreign import Foreign
-from replicator.mirror.ground import AstrayError, Ground
+from replicator.mirror.ground import AstrayError, Ground, handle_of, open_beneath
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
 from replicator.mirror.steps import LIMBO
 from replicator.model import Attributes, FileId, Kind, Slot, kind_of
 
 
-class Digest(NamedTuple):
-    """One inode of the replica, as `verify` compares it."""
-
-    kind: Kind
-    size: int
-    attributes: Attributes
-    content: str
-    """xxh3_128 of a regular file's bytes, hexadecimal; empty for all else."""
-
-
 class Entry(NamedTuple):
-    """One name really in a directory; `id` is None for what only the replica has."""
+    """One name really in a directory; `id` is None for an inode that only the replica has."""
 
     name: bytes
     kind: Kind
     id: FileId | None
+
+
+class Look(NamedTuple):
+    """One name really in a directory, and the replica's own file handle of what it means."""
+
+    name: bytes
+    kind: Kind
+    handle: bytes
+
+
+def look(fd: int, names: Iterable[bytes]) -> list[Look]:
+    """Those of the names that are in an open directory; from any thread. OSError."""
+    found = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+            handle = handle_of(fd, name)
+            if handle is not None:
+                found.append(Look(name, kind_of(mode), handle))
+    return found
 
 
 class Inspection:
@@ -54,28 +63,65 @@ class Inspection:
 
     def list_directory(self, id: FileId) -> list[Entry]:
         """The names really in a known directory, without what is the replica's own. OSError, KeyError if unknown."""
-        fd = self._open(id, os.O_RDONLY | os.O_DIRECTORY)
-        entries = []
+        fd = self.open_directory(id)
         try:
-            for text in sorted(os.listdir(fd)):
-                name = os.fsencode(text)
-                if Slot(id, name) == self._limbo.place:
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
-                    entries.append(Entry(name, kind_of(mode), self._inventory.bound(Slot(id, name))))
+            seen = look(fd, sorted(map(os.fsencode, os.listdir(fd))))
         finally:
             os.close(fd)
-        return entries
+        by_handle = self._inventory.by_handle
+        return [Entry(name, kind, by_handle(handle)) for name, kind, handle in seen if not self.is_own(id, name)]
 
-    def digest(self, id: FileId) -> Digest:
-        """What the replica really has of an inode; reads all of it. OSError, KeyError if it is not there."""
+    def open_directory(self, id: FileId) -> int:
+        """A descriptor of a directory, to be listed with `look` from any thread. OSError, KeyError."""
+        return self._open(id, os.O_RDONLY | os.O_DIRECTORY)
+
+    def is_own(self, id: FileId, name: bytes) -> bool:
+        """Whether this name is the replica's own business: limbo, and what mkfs made if the source has none."""
+        if Slot(id, name) == self._limbo.place:
+            return True
+        return id == self._inventory.root and name == b"lost+found" and self._inventory.bound(Slot(id, name)) is None
+
+    def attributes(self, id: FileId) -> tuple[Kind, int, Attributes]:
+        """Kind, size (of a regular file, 0 for all else) and attributes of an inode. OSError, KeyError."""
         fd = self._open(id, os.O_PATH)
         try:
-            kind, size, have = attributes.read_attributes(fd)
+            return attributes.read_attributes(fd)
         finally:
             os.close(fd)
-        return Digest(kind, size, have, self._content(id) if kind is Kind.FILE else "")
+
+    def open_content(self, id: FileId) -> int:
+        """A descriptor of a regular file, to be read from any thread. OSError, KeyError."""
+        fd = self._open(id, os.O_RDONLY | os.O_NOATIME)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise FileNotFoundError(errno.ENOENT, "it is no regular file")
+        return fd
+
+    def beneath(self, id: FileId, name: bytes, most: int) -> list[tuple[bytes, ...]]:
+        """Up to `most` paths in the foreign directory `name` of a known directory; unreadable ones show nothing."""
+        found: list[tuple[bytes, ...]] = []
+        with _astray_is_missing():
+            todo: list[tuple[int, bytes, tuple[bytes, ...]]] = [(os.dup(self._ground.directory(id)), name, ())]
+        while todo:
+            above, name, path = todo.pop()
+            try:
+                fd = open_beneath(above, name, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError:
+                continue
+            finally:
+                os.close(above)
+            try:
+                with os.scandir(fd) as entries:
+                    for entry in sorted(entries, key=lambda entry: entry.name):
+                        if len(found) >= most:
+                            break
+                        child = os.fsencode(entry.name)
+                        found.append((*path, child))
+                        if entry.is_dir(follow_symlinks=False):
+                            todo.append((os.dup(fd), child, (*path, child)))
+            finally:
+                os.close(fd)
+        return found
 
     def names(self, id: FileId) -> list[bytes]:
         """All names in a known directory, on disk or in the inventory, sorted, without the replica's own. OSError,
@@ -98,16 +144,6 @@ class Inspection:
             raise RemoteError("limbo is nobody's business")
         with _astray_is_missing():
             return self._ground.open(id, flags)
-
-    def _content(self, id: FileId) -> str:
-        fd = self._open(id, os.O_RDONLY | os.O_NOATIME)
-        digest = xxhash.xxh3_128()
-        try:
-            while data := os.read(fd, 1 << 20):
-                digest.update(data)
-        finally:
-            os.close(fd)
-        return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from replicator.mirror.durability import SyncJob
 from replicator.mirror.execute import Executor
 from replicator.mirror.foreign import Foreign
 from replicator.mirror.ground import AstrayError, Ground
-from replicator.mirror.inspection import Digest, Entry, Inspection
+from replicator.mirror.inspection import Entry, Inspection
 from replicator.mirror.intents import Intent, IntentLog
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
@@ -39,7 +39,7 @@ from replicator.mirror.records import forsaken
 from replicator.mirror.recover import Recovery
 from replicator.mirror.steps import Record
 from replicator.mirror.trust import check_facts
-from replicator.model import Answer, Facts, FileId, Slot
+from replicator.model import Answer, Attributes, Facts, FileId, Kind, Slot
 
 
 class Mirror:
@@ -217,9 +217,30 @@ class Mirror:
         """The names really in a known directory, without what is the replica's own. OSError, KeyError if unknown."""
         return self._inspection.list_directory(id)
 
-    def digest(self, id: FileId) -> Digest:
-        """What the replica really has of an inode; reads all of it. OSError, KeyError if it is not there."""
-        return self._inspection.digest(id)
+    def attributes(self, id: FileId) -> tuple[Kind, int, Attributes]:
+        """Kind, size and attributes that an inode really has. OSError, KeyError if it is not there."""
+        return self._inspection.attributes(id)
+
+    def open_content(self, id: FileId) -> int:
+        """A descriptor of a known regular file, to be read from any thread. OSError, KeyError if it is not there."""
+        return self._inspection.open_content(id)
+
+    def open_directory(self, id: FileId) -> int:
+        """A descriptor of a known directory, to be listed from any thread. OSError, KeyError if it is not there."""
+        return self._inspection.open_directory(id)
+
+    def is_own(self, id: FileId, name: bytes) -> bool:
+        """Whether a name in a known directory is the replica's own business."""
+        return self._inspection.is_own(id, name)
+
+    def by_handle(self, handle: bytes) -> FileId | None:
+        """Which inode of the source one of the replica's is; None if it is foreign."""
+        return self._inventory.by_handle(handle)
+
+    def beneath(self, id: FileId, name: bytes, most: int) -> list[list[str]]:
+        """Up to `most` paths beneath a foreign directory in a known one, each character a byte."""
+        found = self._inspection.beneath(id, name, most)
+        return [[part.decode("latin-1") for part in path] for path in found]
 
     def names(self, id: FileId) -> list[bytes]:
         """All names in a known directory, on disk or in the inventory, sorted. OSError, KeyError."""

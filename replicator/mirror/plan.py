@@ -1,6 +1,6 @@
 """The planner: from facts and the inventory to steps. Pure; the only place that decides in which order names change.
 
-    plan(facts, view) -> Plan(steps, needs, looks)
+    plan(facts, view) -> Plan(steps, needs, looks, doubts)
 
 Promises, for a View that tells the truth and steps taken in order: no step removes the last name of an inode that is
 not in `facts.dead`; a slot that has a file before and after never is empty between; an inode gets a name in the tree
@@ -14,10 +14,11 @@ more; bytes and attributes of all other known inodes; the dead; directories' tim
 
 from __future__ import annotations
 
+from replicator.blocks import COMPARED_FROM
 from replicator.mirror.names import Names
 from replicator.mirror.placement import Placement
-from replicator.mirror.records import after_adorn, after_create, after_write, is_lost, matches, moves_bytes
-from replicator.mirror.steps import LIMBO, Adorn, Create, Plan, Record, Rmdir, Stamp, View, Write
+from replicator.mirror.records import after_adorn, after_create, after_write, doubted, is_lost, matches, moves_bytes
+from replicator.mirror.steps import LIMBO, Adorn, Create, Doubt, Plan, Record, Rmdir, Stamp, View, Write
 from replicator.mirror.trust import check_facts
 from replicator.mirror.wishes import Wishes
 from replicator.model import Facts, FileId, InodeFact, Kind, Slot
@@ -39,7 +40,7 @@ class _Planner:
         bound = {fact.id for fact in facts.slots if fact.id is not None}
         self._gaining = {fact.id for fact in facts.slots if fact.id is not None and view.bound(fact.slot) != fact.id}
         self.dead = {id for id in facts.dead if id not in bound}
-        self._early: list[Write | Adorn] = []
+        self._early: list[Write | Adorn | Doubt] = []
         self._late: list[Write | Adorn] = []
 
     def run(self) -> Plan:
@@ -67,8 +68,12 @@ class _Planner:
             self._later(record, Adorn(fact.id, index), fact)
             return
         if fact.check:
-            if matches(record, fact):
+            if not fact.deep and matches(record, fact):
                 self._later(record, Adorn(fact.id, index), fact)
+            elif fact.size >= COMPARED_FROM and self._visible(fact.id):
+                self._early.append(Doubt(fact.id))
+                self.names.set_record(fact.id, doubted(record))
+                self.plan.doubts[fact.id] = None
             else:
                 self.plan.needs[fact.id] = None
             return
@@ -94,8 +99,7 @@ class _Planner:
     def _later(self, record: Record, step: Write | Adorn, fact: InodeFact) -> None:
         """What gets a name must be ready before it does; all else follows the names."""
         self.names.set_record(fact.id, after_adorn(record, fact) if isinstance(step, Adorn) else record)
-        nameless = all(place.parent == LIMBO for place in self.names.places(fact.id))
-        if fact.kind is Kind.FILE and (nameless or fact.id in self._gaining):
+        if fact.kind is Kind.FILE and (not self._visible(fact.id) or fact.id in self._gaining):
             self._early.append(step)
         else:
             self._late.append(step)
@@ -105,7 +109,11 @@ class _Planner:
         record = self.names.record(id)
         if record is None:
             return False
-        return record.complete or any(place.parent != LIMBO for place in self.names.places(id))
+        return record.complete or self._visible(id)
+
+    def _visible(self, id: FileId) -> bool:
+        """Whether it has a name in the tree."""
+        return any(place.parent != LIMBO for place in self.names.places(id))
 
     def _bury(self, placement: Placement, wishes: Wishes) -> None:
         """Destroy what is dead, deepest first; what a dead directory still holds and is not dead goes to limbo."""

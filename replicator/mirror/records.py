@@ -1,8 +1,9 @@
 """How a record changes with each fact, as pure functions: the only place that knows when content may be believed.
 
 A regular file is in one of four states. *Sound*: complete, not suspect. *Filling* (not complete): a whole content is
-arriving in parts. *Touched* (complete, suspect): a crash left bytes of an epoch that the sender still owes and will
-send again. *Lost* (neither complete nor certain): who owed the rest has gone; only a whole content mends it.
+arriving in parts. *Touched* (complete, suspect): it lacks bytes that the sender owes and will send, because a crash
+left those of an epoch in doubt, or because the sender compares it block by block. *Lost* (neither complete nor
+certain): who owed the rest has gone; a whole content mends it, or a comparison.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ def is_lost(record: Record) -> bool:
 def forsaken(record: Record) -> Record:
     """The record when the sender that may have owed bytes is replaced by one that does not know of them."""
     return record if record.sound else replace(record, complete=False, suspect=True, mtime_ns=-1, ctime_ns=None)
+
+
+def doubted(record: Record) -> Record:
+    """The record once the sender compares the content: from now on it owes whatever is wrong with it."""
+    return replace(record, complete=True, suspect=True, mtime_ns=-1, ctime_ns=None)
 
 
 def matches(record: Record, fact: InodeFact) -> bool:

@@ -147,6 +147,16 @@ class Adorn:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """The sender is going to compare the content of `id` (a regular file with a name in the tree) block by block.
+
+    Effect: record is what `doubted` gives; nothing on disk changes.
+    """
+
+    id: FileId
+
+
+@dataclass(frozen=True, slots=True)
 class Stamp:
     """Set a directory's modification time to its record's, because names in it changed. Ignored if it is gone."""
 
@@ -154,7 +164,7 @@ class Stamp:
 
 
 Naming = Rename | Link | Exchange | Unlink | Rmdir
-Step = Create | Naming | Write | Adorn | Stamp
+Step = Create | Naming | Write | Adorn | Doubt | Stamp
 
 
 @dataclass(slots=True)
@@ -164,3 +174,4 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     needs: dict[FileId, None] = field(default_factory=dict)
     looks: dict[Slot, None] = field(default_factory=dict)
+    doubts: dict[FileId, None] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector
 from replicator import __version__
 from replicator.observe.counter import Counter, LabelledCounter
 from replicator.observe.histogram import Histogram
+from replicator.verify.found import KINDS
 
 EVENT_KINDS = ("write", "folio", "size", "tail", "attr", "whole", "name", "inode")
 """The record kinds of the kernel's ring, and what the names' channel says: a name or an inode to look at."""
@@ -106,6 +107,27 @@ class SenderMetrics(_Side):
         self.scan_files = self._gauge("rsyncfs_scan_files", "Inodes found by the walk that runs, or by the last one.")
         self.verify_differences = self._counter(
             "rsyncfs_verify_differences", "Differences that verify found where both sides should have been equal: bugs."
+        )
+        self.scrub_running = self._gauge("rsyncfs_scrub_running", "1 while a scrub compares both sides.")
+        self.scrub_period = self._gauge(
+            "rsyncfs_scrub_period_seconds", "Time from the end of a scrub to the next one; 0 if there are none."
+        )
+        self.scrub_ended = self._gauge(
+            "rsyncfs_scrub_ended_time_seconds",
+            "When the last scrub ended, or the first was asked for; 0 if neither.",
+        )
+        self.scrub_duration = self._gauge("rsyncfs_scrub_duration_seconds", "How long the last scrub took.")
+        self.scrub_files = self._counter("rsyncfs_scrub_files", "Inodes that scrubs compared.")
+        self.scrub_bytes = self._counter("rsyncfs_scrub_bytes", "Bytes of content that scrubs compared.")
+        self.scrub_unsettled = self._gauge(
+            "rsyncfs_scrub_unsettled_files",
+            "Inodes that the last scrub could not judge: they were being written.",
+        )
+        self.scrub_findings = self._labelled(
+            "rsyncfs_scrub_findings",
+            "Differences that scrubs found where both sides should have been equal, by kind. They are mended.",
+            label="kind",
+            values=KINDS,
         )
         self.tcp_rtt = self._gauge(
             "rsyncfs_tcp_rtt_seconds", "Smoothed round-trip time of the replication connection; NaN without one."

@@ -35,6 +35,10 @@ def render(answer: dict[str, Any]) -> str:
         f" durable p50 {durable['p50']:.2f} ms, p99 {durable['p99']:.2f} ms",
         f"wire:      {answer['wire_bytes']['sent']} bytes sent, {answer['wire_bytes']['received']} received",
     ]
+    if answer["scrub"] is not None:
+        lines.append(f"scrub:     {_scrub(answer['scrub'])}")
+    if answer["doubted_files"]:
+        lines.append(f"doubted:   {answer['doubted_files']} files are compared block by block")
     if answer["waiting_for"]:
         lines.append(f"waiting:   {answer['waiting_for']}")
     if answer["refused_files"]:
@@ -43,6 +47,19 @@ def render(answer: dict[str, Any]) -> str:
     if lost:
         lines.append("dropped:   " + ", ".join(f"{cause} {total}" for cause, total in lost.items()))
     return "\n".join(lines)
+
+
+def _scrub(scrub: dict[str, Any]) -> str:
+    running, last = scrub["running"], scrub["last"]
+    if running is not None:
+        now = f"{running['files']} of {running['of']} files, {running['bytes']} bytes compared"
+    else:
+        now = f"the next in {scrub['next_in']:.0f} s"
+    if "files" not in last:
+        return now
+    unsettled = f", {last['unsettled']} files could not be judged" if last["unsettled"] else ""
+    left = f", {last['left']} of them left" if last["left"] else ""
+    return f"{now}; the last took {last['seconds']:.0f} s, found {last['found']} differences{left}{unsettled}"
 
 
 def _writers(rows: list[dict[str, Any]], *, estimated: bool) -> list[str]:

@@ -53,6 +53,8 @@ class Epoch:
     dead: dict[FileId, Due] = field(default_factory=dict)
     flushes: list[Flush] = field(default_factory=list)
     whole: set[FileId] = field(default_factory=set)
+    asked: set[FileId] = field(default_factory=set)
+    """Files whose content it asks about."""
     bytes: int = 0
     applied: bool = False
     told: Told = field(default_factory=Told)

@@ -22,8 +22,10 @@ from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
 from replicator.dirty.writers import Writers
-from replicator.journal.marks import Mark, Partial, Whole
-from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Slot, SlotFact
+from replicator.errors import RemoteError
+from replicator.journal.marks import Doubt, Mark, Partial, Whole
+from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Kind, Slot, SlotFact
+from replicator.source.doubts import Doubts
 from replicator.source.flight import Epoch, Flush, Part
 from replicator.source.naming import Naming
 from replicator.source.pace import Pace
@@ -85,6 +87,7 @@ class Outbox:
         self._parts: deque[Part] = deque()
         self._told: OrderedDict[FileId, int] = OrderedDict()  # when each was last read, in that order
         self._naming = Naming(self.generations)
+        self.doubts = Doubts()
         self.pace = Pace()
         self._sizes: OrderedDict[FileId, int] = OrderedDict()
 
@@ -105,6 +108,7 @@ class Outbox:
             if self.index.is_directory(id) and (self.checking or self.succeeding or self._is_dying(id)):
                 self.compare_names(id, due.since, due.generation)
         for slot, due in changes.slots:
+            self.table.touch(slot.parent)
             due.looked = looked
             self._naming.queue(slot, due)
         for id, due in changes.dead:
@@ -176,7 +180,7 @@ class Outbox:
         owed = self.table.mark(id, since, generation)
         owed.mapped |= self.outsiders.take(id)
         owed.share.update(self.writers.welcome(id))
-        if self.checking and not owed.touched:
+        if self.checking:
             owed.check = True
         else:
             owed.mark_whole()
@@ -191,6 +195,9 @@ class Outbox:
         self._sizes.pop(id, None)
         self._told.pop(id, None)
         self.pace.forget(id)
+        doubt = self.doubts.remove(id)
+        if doubt is not None:
+            self.generations.release(doubt.generation)
         due = self.unlisted.pop(id, None)
         if due is not None:
             self.generations.release(due.generation)
@@ -228,7 +235,7 @@ class Outbox:
     def _eligible(self, now: int, most: int) -> list[FileId]:
         result = []
         for id in self.table:
-            if id in self._reading or not self.pace.may_try(id, now):
+            if id in self._reading or id in self.doubts or not self.pace.may_try(id, now):
                 continue
             result.append(id)
             if len(result) >= most:
@@ -236,10 +243,7 @@ class Outbox:
         return result
 
     def _begin(self, id: FileId) -> Flush:
-        owed = self.table.take(id)
-        if owed.check and owed.touched:
-            owed.check = False
-            owed.mark_whole()
+        owed = self.table.ask_first(self.table.take(id))
         known = self._sizes.get(id)
         if known is None and not (owed.whole or owed.check):
             known = self.index.size(id)
@@ -317,6 +321,9 @@ class Outbox:
         epoch.told.stamps[id] = Stamp(fact.size, fact.attributes.mtime_ns, fact.attributes.ctime_ns, sure)
         if part.flush.owed.whole:
             epoch.whole.add(id)
+        if part.fact.check and part.fact.kind is Kind.FILE:
+            epoch.asked.add(id)
+            self.doubts.ask(id, epoch.number)
         self._sizes[id] = part.fact.size
         self._sizes.move_to_end(id)
         if len(self._sizes) > KNOWN_SIZES:
@@ -353,6 +360,8 @@ class Outbox:
 
     def _owed_since(self, id: FileId) -> int:
         """The time of the oldest change of a file's bytes that was not composed; far away if there is none."""
+        if id in self.doubts:
+            return END_OF_FILE  # what the replica has is in doubt under its present name as under the next
         flush, owed = self._reading.get(id), self.table.get(id)
         times = [each.since for each in (flush.owed if flush else None, owed) if each is not None and each.touched]
         return min(times, default=END_OF_FILE)
@@ -374,8 +383,9 @@ class Outbox:
         if epoch is None or epoch.applied:
             return []
         epoch.applied = True
+        checked = {flush.owed.id: flush for flush in epoch.flushes if self.doubts.answered(flush.owed.id, epoch.number)}
         refused = {refusal.id for refusal in answer.refusals}
-        for id in (*answer.needs, *refused):  # the replica has not got it, whatever it was told
+        for id in (*answer.needs, *answer.doubts, *refused):  # the replica has not got it, whatever it was told
             epoch.told.stamps[id] = Stamp(0, 0, 0, sure=False)
         for slot in answer.looks:
             epoch.told.slots.pop(slot, None)
@@ -392,6 +402,11 @@ class Outbox:
             self._owe_whole(id, oldest, generation)
             if id in refused and not self.index.is_member(id):
                 self._naming.defer(id)
+        for id in dict.fromkeys(answer.doubts):
+            if id not in epoch.asked:
+                raise RemoteError(f"the replica doubts {id.text()}, of which epoch {epoch.number} did not ask")
+            if id in checked and id not in answer.needs and id not in refused:
+                self._doubt(checked[id].owed)
         for slot in answer.looks:
             self.resolver.look(slot, oldest, generation, force=True)
         for flush in epoch.flushes:
@@ -401,6 +416,42 @@ class Outbox:
             if id not in refused:
                 self.pace.succeeded(id)
         return [now - since for since in epoch.sinces()]
+
+    def _doubt(self, asked: Owed) -> None:
+        """Have a file compared block by block."""
+        if self.index.is_member(asked.id):
+            self._sizes.pop(asked.id, None)
+            generation = self.generations.hold(asked.generation)
+            self.doubts.add(Owed(asked.id, generation, asked.since, deep=True, mapped=asked.mapped))
+
+    def compared(self, owed: Owed, differ: RangeSet, size: int) -> None:
+        """The comparison of a file is over: `differ` are the ranges of its first `size` bytes that the replica has not.
+
+        They are owed, and in any case a fact that the content is right now.
+        """
+        if self.doubts.is_compared(owed):
+            self.doubts.remove(owed.id)
+            owed.deep = False
+            owed.ranges.update(differ)
+            owed.holes = True
+            self._sizes[owed.id] = size
+            self.table.fold(owed)
+
+    def not_compared(self, owed: Owed, now: int, *, whole: bool = False) -> None:
+        """A file could not be compared: it is tried again, or (`whole`) sent, after a pause."""
+        if self.doubts.is_compared(owed):
+            self.doubts.remove(owed.id)
+            self.pace.defer(owed.id, now)
+            if whole:
+                owed.deep = False
+                owed.mark_whole()
+            self._fold(owed)
+
+    def gone_while_compared(self, owed: Owed) -> None:
+        """It does not exist any more: its names will tell."""
+        if self.doubts.is_compared(owed):
+            self.doubts.remove(owed.id)
+            self.generations.release(owed.generation)
 
     def durable(self, number: int, now: int) -> list[int]:
         """Epochs up to `number` survive a power cut on the replica; returns the ages of what they completed."""
@@ -425,7 +476,7 @@ class Outbox:
             for id, stamp in one.stamps.items():
                 if stamp is None or not stamp.sure:
                     continue
-                if id in self.table or id in self._reading:
+                if id in self.table or id in self._reading or id in self.doubts:
                     one.stamps[id] = stamp._replace(sure=False)
                     continue
                 if self.index.is_directory(id) and not self.doubting:
@@ -448,18 +499,23 @@ class Outbox:
             if owed.whole:
                 yield Whole(owed.id)
             else:
+                if owed.deep:
+                    yield Doubt(owed.id)
                 ranges, folios = tuple(owed.ranges), tuple(owed.folios)
                 yield Partial(owed.id, ranges, folios, owed.lowest, owed.mapped, owed.holes, owed.check)
         flying = [slot for epoch in self.inflight for slot in epoch.slots]
         yield from (SlotLook(slot, None) for slot in (*self._naming.slots(), *self.resolver.slots(), *flying))
         yield from (ListLook(id) for id in (*self.resolver.lists(), *self.unlisted))
 
-    def restore(self, mark: Whole | Partial, now: int) -> None:
+    def restore(self, mark: Whole | Doubt | Partial, now: int) -> None:
         """Owe what a predecessor owed. Who is no member yet becomes one by its name, or the replica asks about it."""
         if not self.index.is_member(mark.id):
             return
-        if isinstance(mark, Whole):
-            self._owe_whole(mark.id, now, None)
+        if isinstance(mark, Whole):  # if it has got it meanwhile, it need not travel again
+            self.offer(mark.id, now, None)
+            self.doubt(mark.id, now)
+        elif isinstance(mark, Doubt):
+            self.doubt(mark.id, now)
         else:
             owed = self.table.mark(mark.id, now)
             owed.mapped |= mark.mapped
@@ -486,6 +542,8 @@ class Outbox:
         for flush in list(self._reading.values()):
             self._fold(flush.owed)
         self._reading.clear()
+        for owed in self.doubts.clear():
+            self._fold(owed)
         self.pace.retry_all()
         self._naming.deferred.clear()
 
@@ -508,7 +566,7 @@ class Outbox:
             return
         owed = self.table.mark(id, now, generation)
         if content:
-            owed.mark_whole()
+            owed.deep = True
             self._sizes.pop(id, None)
         if self.index.is_directory(id):
             self.resolver.list(id, now, generation)
@@ -530,7 +588,7 @@ class Outbox:
         If changes were missed from then on, that carries their times without their bytes: its stamp proves nothing.
         """
         told = (id for id, when in self._told.items() if when >= since)
-        return list(dict.fromkeys((*self.table, *self._reading, *told)))
+        return list(dict.fromkeys((*self.table, *self._reading, *self.doubts, *told)))
 
     def distrust(self, ids: Sequence[FileId], now: int, *, content: bool) -> None:
         """As `suspect`, of what the replica was told lately: their stamps count no more."""
@@ -541,6 +599,14 @@ class Outbox:
             for id in epoch.told.stamps.keys() & set(ids):
                 stamp = epoch.told.stamps[id]
                 epoch.told.stamps[id] = stamp and stamp._replace(sure=False)
+
+    def owe_whole(self, id: FileId, now: int) -> None:
+        """The replica lacks this inode: send it with all its names."""
+        self._owe_whole(id, now, None)
+
+    def doubt(self, id: FileId, now: int) -> None:
+        """The content that the replica has of this inode is in doubt: compare it."""
+        self.table.mark(id, now).deep = True
 
     def forget_told(self, before: int) -> None:
         """No change from `before` on, or later, was missed: what was read earlier told all."""
@@ -557,7 +623,7 @@ class Outbox:
         if not self.index.is_member(owed.id):
             self.generations.release(owed.generation)
             return
-        if owed.whole or owed.check:
+        if owed.whole or owed.check or owed.deep:
             self._unshipped[owed.id] = None
         self.table.fold(owed)
 
@@ -566,6 +632,9 @@ class Outbox:
             self._naming.queue_dead(id, Due(self.generations.hold(generation), since))
             return
         self.table.mark(id, since, generation).mark_whole()
+        doubt = self.doubts.remove(id)
+        if doubt is not None:
+            self.table.fold(doubt)
         self._sizes.pop(id, None)
         self._unshipped[id] = None
         slots = list(self.index.slots_of(id))
@@ -616,12 +685,14 @@ class Outbox:
     def leaving(self) -> Iterator[Owed]:
         """What is owed and not in the table any more: it is being read, or is in an epoch that is not durable."""
         yield from (flush.owed for flush in self._reading.values())
+        yield from self.doubts.owed()
         yield from (flush.owed for epoch in self.inflight for flush in epoch.flushes)
 
     def oldest(self) -> int | None:
         """The time of the oldest change that is not durable on the replica."""
         times = [owed.since for owed in self.table.values()]
         times += [flush.owed.since for flush in self._reading.values()]
+        times += [owed.since for owed in self.doubts.owed()]
         times += [due.since for due in self._naming.dues()]
         times += [since for epoch in self.inflight for since in epoch.sinces()]
         looked = self.resolver.oldest()

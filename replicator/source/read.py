@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from replicator import syscalls
+from replicator.blocks import COMPARED_FROM
 from replicator.dirty.ranges import RangeSet
 from replicator.model import END_OF_FILE, Attributes, Extent, FileId, InodeFact, Kind, kind_of, replicated_xattr
 from replicator.source.flight import Flush, Part
@@ -76,11 +77,14 @@ class Reader:
         status = os.fstat(fd)
         kind = kind_of(status.st_mode)
         owed = flush.owed
+        if owed.deep and kind is Kind.FILE and status.st_size < COMPARED_FROM:
+            owed.check = owed.deep = False  # to send it costs less than to ask
+            owed.mark_whole()
         if kind is Kind.FILE and not owed.check:
-            self._wait_for_lock(fd, status.st_size)
+            wait_for_lock(fd, status.st_size, self._source.fstype)
             # What was told until here was told by one who is done, or holds the lock that is waited for once more.
             waited = time.monotonic_ns()
-            self._wait_for_lock(fd, status.st_size)
+            wait_for_lock(fd, status.st_size, self._source.fstype)
             if owed.mapped and flush.left is None:
                 self._write_out(fd, flush, outcome)
             read = time.monotonic_ns()
@@ -105,6 +109,7 @@ class Reader:
             whole=whole,
             partial=partial,
             check=owed.check,
+            deep=owed.deep and kind is Kind.FILE,
             settled=not owed.mapped and flush.taken - status.st_ctime_ns > SETTLED_AFTER,
             lowest=lowest if kind is Kind.FILE else None,
             data=tuple(Extent(offset, len(chunk)) for offset, chunk in data),
@@ -113,17 +118,6 @@ class Reader:
         covered = [(extent.offset, extent.end) for extent in (*fact.data, *fact.holes)]
         outcome.part = Part(flush, fact, data, waited, read, covered)
 
-    def _wait_for_lock(self, fd: int, size: int) -> None:
-        """Wait until whoever changes the file has let go of the inode's lock."""
-        if self._source.fstype == "xfs":
-            os.pread(fd, 1, 0)  # a buffered read takes it there, seeking does not
-            return
-        try:
-            os.lseek(fd, max(0, size - 1), os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-
     def _write_out(self, fd: int, flush: Flush, outcome: Outcome) -> None:
         """Make the pages of mappings clean, so that what is stored from here on faults and is seen."""
         syscalls.membarrier()  # some milliseconds of waiting that cost nobody anything
@@ -131,8 +125,7 @@ class Reader:
         ranges = flush.owed.ranges.copy()
         ranges.update(flush.owed.folios)
         for start, end in ranges:
-            for _ in range(2 if self._source.fstype == "btrfs" else 1):
-                syscalls.sync_file_range(fd, start, end - start, _FLUSH)
+            write_out(fd, start, end, self._source.fstype)
         outcome.seconds = time.monotonic() - started
 
     def _slice(
@@ -228,6 +221,24 @@ class Reader:
             data.append((at, chunk))
             return at + len(chunk), len(chunk)
         return end, 0  # cut off meanwhile: a new size is on its way
+
+
+def wait_for_lock(fd: int, size: int, fstype: str) -> None:
+    """Wait until whoever changes the file has let go of the inode's lock. OSError."""
+    if fstype == "xfs":
+        os.pread(fd, 1, 0)  # a buffered read takes it there, seeking does not
+        return
+    try:
+        os.lseek(fd, max(0, size - 1), os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+
+
+def write_out(fd: int, start: int, end: int, fstype: str) -> None:
+    """Make the pages of mappings in [start, end) clean; all of the file if that is empty. OSError."""
+    for _ in range(2 if fstype == "btrfs" else 1):
+        syscalls.sync_file_range(fd, start, end - start, _FLUSH)
 
 
 def _attributes(fd: int, kind: Kind, status: os.stat_result) -> Attributes:

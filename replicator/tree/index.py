@@ -20,6 +20,8 @@ from replicator.tree.store import Entry, Told
 
 CACHED: Final = 1 << 15
 """Inodes and slots that are as the store has them and are kept in memory."""
+PAGE: Final = 1024
+"""Members that are read from the store at once."""
 
 
 class Names(Protocol):
@@ -120,6 +122,18 @@ class TreeIndex:
     def __len__(self) -> int:
         """How many members there are: named, nameless and the root."""
         return self._count
+
+    def members(self) -> Iterator[FileId]:
+        """All of them, each once, some that come meanwhile too. The index may change meanwhile."""
+        lately = dict.fromkeys(self._changed)
+        yield from lately
+        for directories in (True, False):
+            after = b""
+            while True:
+                ids, after = self._store.ids(after, PAGE, directories=directories)
+                yield from (id for id in ids if id not in lately)
+                if not after:
+                    break
 
     def is_member(self, inode: FileId) -> bool:
         """Whether the id has a name in the tree, or had one and has not been forgotten yet."""

@@ -14,7 +14,7 @@ from replicator.tree.exclude import Exclude
 from tests.model.disk import Inode
 from tests.model.filesystem import Node
 from tests.model.receiver import Crash, Fault, Receiver
-from tests.model.sender import Nameless, Names, Sender, SourceCalls, small_scale
+from tests.model.sender import Content, Nameless, Names, Question, Sender, SourceCalls, small_scale
 from tests.model.world import World
 
 QUIET_ROUNDS = 60
@@ -32,6 +32,8 @@ class Scope:
     """Senders succeed each other, with what the one before left."""
     overflows: bool = False
     """The queue of looks overflows now and then."""
+    gaps: bool = False
+    """The ring overflows now and then: all is compared, and what was read lately block by block."""
     refusals: bool = False
     """Now and then the replica cannot take a step."""
     exclude: tuple[str, ...] = ()
@@ -52,8 +54,10 @@ class Run:
         self.world.sync()
         self.sender = Sender(self.world, self.calls, checking=False)
         self.receiver = Receiver(self.world.root, self.rng, self._precious, self.world.note)
-        self.up: list[tuple[Facts, Payload] | Names | Nameless] = []
-        self.down: list[Answer | int | Names | Nameless] = []
+        self.up: list[tuple[Facts, Payload] | Question] = []
+        self.down: list[Answer | int | Question] = []
+        self.judging: list[Content] = []
+        """What the replica's thread reads while epochs are applied."""
         self.shipped: set[FileId] = set()
         self.filling: set[FileId] = set()
         """Inodes of which a whole content is on its way in parts."""
@@ -118,6 +122,15 @@ class Run:
                 self._kill()
             case "burst":
                 self._round()
+            case "compare":
+                sender.compare_content()
+            case "judge":
+                self._judge()
+            case "gap":
+                if self.scope.gaps:
+                    self.world.bytes.clear()
+                    sender.records_lost()
+                    self.shipped.clear()
             case "overflow":
                 if self.scope.overflows:
                     self.world.looks.clear()
@@ -156,6 +169,9 @@ class Run:
         if not self.up:
             return
         message = self.up.pop(0)
+        if isinstance(message, Content):
+            self.judging.append(message)
+            return
         if isinstance(message, Names | Nameless):
             self._reply(message)
             return
@@ -180,6 +196,13 @@ class Run:
             question.found = self.receiver.nameless()
         self.down.append(question)
 
+    def _judge(self) -> None:
+        if self.judging:
+            question = self.judging.pop(self.rng.randrange(len(self.judging)))
+            inode = self.receiver.inventory.inodes.get(question.owed.id)
+            question.judge(None if inode is None else bytes(inode.data))
+            self.down.append(question)
+
     def _hear(self) -> None:
         if not self.down:
             return
@@ -188,7 +211,7 @@ class Run:
         if isinstance(heard, Answer):
             sender.applied(heard)
             return
-        if isinstance(heard, Names | Nameless):
+        if isinstance(heard, Names | Nameless | Content):
             sender.hear(heard)
             return
         sender.outbox.durable(heard, sender.now)
@@ -212,6 +235,7 @@ class Run:
         asked = [each for each in (*self.up, *self.down, *sender.questions) if isinstance(each, Names | Nameless)]
         self.up.clear()
         self.down.clear()
+        self.judging.clear()
         sender.questions.clear()
         self.wholes.clear()
         self.filling.clear()
@@ -272,9 +296,13 @@ class Run:
         sender.start_reads(50)
         while sender.outcomes:
             sender.finish_read()
+        while self.sender.outbox.doubts.waiting:
+            sender.compare_content()
         self._compose()
         while self.up:
             self._apply()
+        while self.judging:
+            self._judge()
         self.down.append(self.receiver.commit())
         while self.down:
             self._hear()
@@ -342,6 +370,9 @@ _MIX = {
     "kill": 1,
     "restart": 1,
     "overflow": 1,
+    "compare": 5,
+    "judge": 8,
+    "gap": 1,
     "heir": 3,
     "survey": 6,
     "write": 4,

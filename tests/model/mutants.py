@@ -6,7 +6,7 @@ its lack shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +17,7 @@ from replicator.dirty.table import Owed
 from replicator.mirror.placement import Placement
 from replicator.mirror.steps import Unlink
 from replicator.model import Answer, FileId, Slot
+from replicator.source.doubts import Doubts
 from replicator.source.flight import Flush
 from replicator.source.outbox import Outbox
 from replicator.source.read import Outcome, Reader
@@ -152,6 +153,48 @@ def unflushed_mappings() -> Any:
     return _patch(Reader, "_write_out", nothing)
 
 
+def unheld_bytes() -> Any:
+    """Bytes of a file are sent while its content is compared."""
+    return _patch(Doubts, "__contains__", lambda doubts, id: False)
+
+
+@contextmanager
+def unflushed_comparison() -> Iterator[None]:
+    """A file is compared while its folios can be stored to without a fault."""
+    compare = Sender.compare_content
+
+    def dirty(sender: Sender) -> None:
+        with _patch(World, "clean", lambda *_: None):
+            compare(sender)
+
+    with _patch(Sender, "compare_content", dirty):
+        yield
+
+
+def forgotten_doubt() -> Any:
+    """A comparison that was cut off is not made again."""
+
+    def clear(doubts: Doubts) -> list[Owed]:
+        owed = list(doubts.owed())
+        for each in owed:
+            each.deep = each.check = False
+        doubts._asked.clear()
+        doubts._waiting.clear()
+        doubts._compared.clear()
+        return owed
+
+    return _patch(Doubts, "clear", clear)
+
+
+def trusted_times() -> Any:
+    """After a gap, size and times are believed."""
+
+    def trusting(outbox: Outbox, ids: Sequence[FileId], now: int, *, content: bool) -> None:
+        return
+
+    return _patch(Outbox, "distrust", trusting)
+
+
 MUTANTS = [
     Mutant("the id has no generation", no_generation),
     Mutant("renames are replayed", replayed_names),
@@ -162,4 +205,8 @@ MUTANTS = [
     Mutant("nothing folds back", no_fold_back),
     Mutant("mappings are not flushed before the read", unflushed_mappings),
     Mutant("a live inode is given up at once", impatience),
+    Mutant("bytes are sent while the content is compared", unheld_bytes, Scope(gaps=True)),
+    Mutant("mappings are not flushed before the comparison", unflushed_comparison, Scope(gaps=True)),
+    Mutant("a comparison that was cut off is forgotten", forgotten_doubt, Scope(gaps=True)),
+    Mutant("times are believed after a gap", trusted_times, Scope(gaps=True)),
 ]

@@ -11,11 +11,12 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from replicator.mirror import plan as planner
-from replicator.mirror.records import after_adorn, after_create, after_write, forsaken
+from replicator.mirror.records import after_adorn, after_create, after_write, doubted, forsaken
 from replicator.mirror.steps import (
     LIMBO,
     Adorn,
     Create,
+    Doubt,
     Exchange,
     Link,
     Plan,
@@ -117,6 +118,8 @@ class Inventory:
                 self.records[id] = after_write(self.records[id], facts.inodes[index])
             case Adorn(id, index):
                 self.records[id] = after_adorn(self.records[id], facts.inodes[index])
+            case Doubt(id):
+                self.records[id] = doubted(self.records[id])
             case Stamp():
                 pass
 
@@ -182,7 +185,8 @@ class Receiver:
         self.applied = facts.epoch
         if plan.needs or plan.looks:
             self._note(f"    needs {list(plan.needs)} looks {list(plan.looks)} refused {list(refusals)}")
-        return Answer(facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(refusals.values()))
+        doubts = tuple(id for id in plan.doubts if id not in plan.needs)
+        return Answer(facts.epoch, tuple(plan.needs), tuple(plan.looks), tuple(refusals.values()), doubts)
 
     def names(self, directory: FileId) -> dict[bytes, FileId] | None:
         """The names in a directory and what they mean; None if it is not here."""
@@ -299,7 +303,7 @@ class Receiver:
             case Adorn(id, index):
                 record = known.record(id)
                 return record is not None and (facts.inodes[index].kind is not Kind.FILE or record.sound)
-            case Write(id) | Stamp(id):
+            case Write(id) | Doubt(id) | Stamp(id):
                 return known.record(id) is not None
 
     def _refuse(self, step: Step, facts: Facts, payload: Payload) -> None:

@@ -20,6 +20,7 @@ from unittest import mock
 
 import numpy as np
 
+import replicator.mirror.plan as plan_module
 import replicator.source.pages as pages_module
 import replicator.source.read as read_module
 from replicator.barrier import Barriers
@@ -27,8 +28,10 @@ from replicator.capture.event import EVENT, EventFlag, EventKind, Events
 from replicator.capture.names import InodeLook, ListLook, Overflow, SlotLook
 from replicator.dirty.generations import Generations
 from replicator.dirty.merge import merge
+from replicator.dirty.ranges import RangeSet
+from replicator.dirty.table import Owed
 from replicator.journal.journal import Journal
-from replicator.journal.marks import Mark, Partial, Whole
+from replicator.journal.marks import Doubt, Mark, Partial, Whole
 from replicator.model import Answer, Facts, FileId, Kind, Slot
 from replicator.scan import INODE
 from replicator.source.flight import Flush
@@ -45,6 +48,8 @@ from tests.model.world import World
 
 BLOCK = 2
 """Bytes in a block of the simulated files: what a hole is made of."""
+COMPARED_FROM = 3
+"""Bytes of a file from which on it is compared instead of sent."""
 SLICE = 5
 """Bytes the reader takes at once: most files take more than one slice."""
 _FORMATS = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
@@ -65,32 +70,32 @@ class SourceCalls:
         self._rng = rng
         self._open: dict[int, Node] = {}
 
-    def _meanwhile(self) -> None:
+    def meanwhile(self) -> None:
         if self._rng.random() < self.restless:
             self.world.act()
 
     # ---- the namespace
 
     def lookup(self, slot: Slot) -> Found | None:
-        self._meanwhile()
+        self.meanwhile()
         directory = self.world.node(slot.parent)
         node = directory.names.get(slot.name) if directory else None
         return Found(node.id, node.kind) if node else None
 
     def names(self, directory: FileId) -> Sequence[bytes] | None:
-        self._meanwhile()
+        self.meanwhile()
         node = self.world.node(directory)
         return list(node.names) if node and node.nlink else None
 
     def alive(self, id: FileId) -> bool:
-        self._meanwhile()
+        self.meanwhile()
         node = self.world.node(id)
         return node is not None and node.nlink > 0
 
     # ---- the source root
 
     def open_to_read(self, id: FileId) -> int:
-        self._meanwhile()
+        self.meanwhile()
         node = self.world.node(id)
         if node is None:
             raise Stale(id)
@@ -104,7 +109,7 @@ class SourceCalls:
         del self._open[fd]
 
     def fstat(self, fd: int) -> SimpleNamespace:
-        self._meanwhile()
+        self.meanwhile()
         node = self._open[fd]
         return SimpleNamespace(
             st_mode=_FORMATS[node.kind] | node.mode,
@@ -118,11 +123,11 @@ class SourceCalls:
         )
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
-        self._meanwhile()
+        self.meanwhile()
         return bytes(self._open[fd].data[offset : offset + length])
 
     def lseek(self, fd: int, offset: int, whence: int) -> int:
-        self._meanwhile()
+        self.meanwhile()
         data = self._open[fd].data
         if offset >= len(data):
             raise OSError(errno.ENXIO, "beyond the end")
@@ -142,12 +147,12 @@ class SourceCalls:
         return dict(self._open[fd].xattrs)
 
     def membarrier(self) -> None:
-        self._meanwhile()
+        self.meanwhile()
 
     def sync_file_range(self, fd: int, start: int, length: int, _flags: int) -> None:
-        self._meanwhile()
+        self.meanwhile()
         self.world.clean(self._open[fd], start, start + length)
-        self._meanwhile()
+        self.meanwhile()
 
     # ---- time
 
@@ -170,6 +175,8 @@ def small_scale() -> Iterator[None]:
         for name in ("os", "syscalls", "time"):
             stack.enter_context(mock.patch.object(read_module, name, current))
         stack.enter_context(mock.patch.object(pages_module, "PAGE", BLOCK))
+        for module in (plan_module, read_module):
+            stack.enter_context(mock.patch.object(module, "COMPARED_FROM", COMPARED_FROM))
         for name, value in (("SLICE", SLICE), ("HOLES_FROM", 6), ("PAGE", BLOCK), ("BEYOND_TRIES", 1)):
             stack.enter_context(mock.patch.object(read_module, name, value))
         yield
@@ -199,6 +206,25 @@ class Nameless:
     found: list[FileId] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Content:
+    """A question: where does the replica's content differ from this? And the answer."""
+
+    owed: Owed
+    data: bytes
+    found: list[tuple[int, int]] | None = None
+    """None if the replica has no such file."""
+
+    def judge(self, data: bytes | None) -> None:
+        if data is None:
+            return
+        blocks = [(at, min(at + BLOCK, len(self.data))) for at in range(0, len(self.data), BLOCK)]
+        self.found = [(start, end) for start, end in blocks if self.data[start:end] != data[start:end]]
+
+
+Question = Names | Nameless | Content
+
+
 class Sender:
     """One process of the sender."""
 
@@ -214,7 +240,7 @@ class Sender:
         self.outbox = Outbox(world.root, world.exclude, calls.time_ns, index=index, last_epoch=self.memory.epoch)
         self.journal = self.memory.journal(self.outbox.generations, self._owed)
         self.barriers = Barriers(self.outbox.generations)
-        self.questions: list[Names | Nameless] = []
+        self.questions: list[Question] = []
         self.phase = "scanning"
         self.turn = 0
         self.looked = False
@@ -266,7 +292,7 @@ class Sender:
                 self.outbox.compare_names(id, self.now)
             case Overflow():
                 self.begin_survey()
-            case Whole() | Partial():
+            case Whole() | Doubt() | Partial():
                 self.outbox.restore(mark, self.now)
 
     def _owed(self) -> Iterator[Mark]:
@@ -425,8 +451,14 @@ class Sender:
     def _ask_nameless(self) -> None:
         self.questions.append(Nameless())
 
-    def hear(self, reply: Names | Nameless) -> None:
+    def hear(self, reply: Question) -> None:
         """What the receiver has, asked for in the stream of epochs."""
+        if isinstance(reply, Content):
+            if reply.found is None:
+                self.outbox.not_compared(reply.owed, self.now, whole=True)
+            else:
+                self.outbox.compared(reply.owed, RangeSet(reply.found), len(reply.data))
+            return
         if isinstance(reply, Names):
             compared, self._comparing = self._comparing, {}
             for directory, names in reply.found.items():
@@ -448,6 +480,7 @@ class Sender:
     def applied(self, answer: Answer) -> None:
         """The receiver answers an epoch."""
         self.journal.marks((Whole(id) for id in answer.needs), self.now)
+        self.journal.marks((Doubt(id) for id in answer.doubts), self.now)
         self.journal.marks((SlotLook(slot, None) for slot in answer.looks), self.now)
         self.outbox.applied(answer, self.now)
 
@@ -457,7 +490,25 @@ class Sender:
         if not self.memory.complete:
             self.journal.begin(self.now, anew=True)
 
-    def disconnected(self, unanswered: Sequence[Names | Nameless]) -> None:
+    def compare_content(self) -> None:
+        """Have a file in doubt compared, as it is now: with its mappings written out, and nobody within a write."""
+        for owed in self.outbox.doubts.begin(1):
+            node = self.world.node(owed.id)
+            if node is None or not node.nlink:
+                self.outbox.gone_while_compared(owed)
+                continue
+            self.world.clean(node, 0, len(node.data))
+            self.calls.meanwhile()
+            self.questions.append(Content(owed, bytes(node.data)))
+
+    def records_lost(self) -> None:
+        """The ring overflowed: nobody knows what was written."""
+        doubtful = self.outbox.doubtful(0)
+        self.journal.marks([Overflow(), *(Doubt(id) for id in doubtful)], self.now)
+        self.outbox.distrust(doubtful, self.now, content=True)
+        self.begin_survey()
+
+    def disconnected(self, unanswered: Sequence[Question]) -> None:
         self.outbox.disconnected()
         self.pages.clear()
         for question in unanswered:
@@ -466,7 +517,7 @@ class Sender:
                 for id, due in compared.items():
                     self.outbox.compare_names(id, due.since, due.generation)
                     self.outbox.generations.release(due.generation)
-            else:
+            elif isinstance(question, Nameless):
                 self.phase = "scanning"
 
     def compose(self) -> tuple[Facts, Payload] | None:

@@ -23,6 +23,8 @@ SCOPES = {
     "paths excluded": (Scope(exclude=("/a/b", "b/c", "!c/b/c")), 1500),
     "the replica refuses": (Scope(refusals=True), 2000),
     "looks are lost": (Scope(overflows=True), 2000),
+    "bytes are lost": (Scope(gaps=True), 4000),
+    "bytes are lost, restless": (Scope(actions=8, restless=0.12, gaps=True), 2000),
 }
 
 
@@ -55,7 +57,7 @@ def test_the_runs_are_of_substance() -> None:
         for line in trace:
             word = line.split("(")[0].strip()
             seen[word] = seen.get(word, 0) + 1
-    for step in ("Create", "Rename", "Link", "Exchange", "Unlink", "Rmdir", "Write", "Adorn", "Stamp"):
+    for step in ("Create", "Rename", "Link", "Exchange", "Unlink", "Rmdir", "Write", "Adorn", "Doubt", "Stamp"):
         assert seen.get(step, 0) > 10, f"{step} was taken {seen.get(step, 0)} times"
     assert merged > 10
     assert crashes > 10

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ WORDS = frozenset(
         "and",
         "rate",
         "increase",
+        "time",
         "histogram_quantile",
         "instance",
         "cause",
@@ -318,6 +320,8 @@ def test_alerts_keep_quiet_while_all_is_well_and_speak_when_it_is_not(ends: Ends
     receiver.connected.set(1)
     sender.lag_applied.observe_many([0.001] * 100)
     sender.resyncs.add("start")
+    sender.scrub_period.set(3600)
+    sender.scrub_ended.set(time.time())
     eventually(lambda: speaking() == set(), 30)
 
     sender.connected.set(0)
@@ -329,6 +333,9 @@ def test_alerts_keep_quiet_while_all_is_well_and_speak_when_it_is_not(ends: Ends
     sender.events_dropped.add("ring_full")
     sender.resyncs.add("names_overflow")
     sender.verify_differences.add()
+    sender.scrub_period.set(3600)
+    sender.scrub_ended.set(time.time() - 7300)
+    sender.scrub_findings.add("content")
     eventually(lambda: speaking() == set(alerts()) - {"RsyncfsDown"}, 30)
 
 

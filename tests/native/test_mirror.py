@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from replicator import syscalls
+from replicator.blocks import COMPARED_FROM
 from replicator.errors import EnvironmentFault, RefusedError, RemoteError
 from replicator.mirror.mirror import Mirror
 from replicator.model import Extent, FileId, Kind, Slot
@@ -365,6 +366,44 @@ def test_bytes_in_doubt_are_asked_for_by_a_check(pair: Pair) -> None:
     pair.check()
 
 
+def test_a_doubt_outlives_the_sender_that_had_it(pair: Pair) -> None:
+    """Whoever doubted owes what differs; if he goes, size and times prove nothing to the next."""
+    world = pair.world
+    file = world.make(ROOT, b"f", content=b"1" * COMPARED_FROM)
+    pair.sync()
+    deep = world.fact(file, check=True, deep=True, whole=False, lowest=None, data=())
+    assert world.tell(pair.mirror, inodes=[deep]).doubts == (file,)
+    make_durable(pair.mirror)
+    pair.reopen(instance=2)
+    answer = world.tell_all(pair.mirror, check=True)
+    assert (answer.doubts, answer.needs) == ((file,), ())
+    world.tell(pair.mirror, inodes=[world.fact(file, whole=False, lowest=None, data=())])
+    pair.reopen(instance=3)
+    pair.check()
+
+
+def test_a_large_file_that_is_not_equal_is_adopted_in_doubt(volume: Path, tmp_path: Path) -> None:
+    root = volume / "adopted"
+    root.mkdir()
+    (root / "f").write_bytes(b"2" * COMPARED_FROM)
+    inode = os.stat(root / "f").st_ino
+    world = World()
+    file = world.make(ROOT, b"f", content=b"1" * (COMPARED_FROM + 5))
+    mirror = Mirror.open(root, tmp_path / "state", True)
+    try:
+        mirror.begin("source", ROOT, 1)
+        answer = world.tell_all(mirror, check=True)
+        assert (answer.doubts, answer.needs, answer.looks) == ((file,), (), ())
+        assert os.stat(root / "f").st_mtime_ns != world.inodes[file].attributes.mtime_ns, "a time that is a lie"
+        world.tell(mirror, inodes=[world.fact(file, whole=False)])
+        make_durable(mirror)
+        assert not world.differences(str(root))
+        assert os.stat(root / "f").st_ino == inode
+    finally:
+        mirror.abandon()
+        shutil.rmtree(root)
+
+
 def test_a_full_disk_refuses_one_file_and_takes_it_later(
     volume: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -625,19 +664,20 @@ def test_facts_that_lie_change_nothing(pair: Pair) -> None:
     assert not list(pair.root.iterdir())
 
 
-def test_digest_and_listing_tell_what_is_there(pair: Pair) -> None:
+def test_attributes_and_listing_tell_what_is_there(pair: Pair) -> None:
     world = pair.world
     file = world.make(ROOT, b"f", content=b"x" * 10, mode=0o600)
     pair.sync()
     (pair.root / "foreign").mkdir()
     entries = [(entry.name, entry.kind, entry.id) for entry in pair.mirror.list_directory(ROOT)]
     assert entries == [(b"f", Kind.FILE, file), (b"foreign", Kind.DIRECTORY, None)]
-    digest = pair.mirror.digest(file)
-    assert (digest.size, digest.attributes.mode) == (10, 0o600)
-    (pair.root / "f").write_bytes(b"y" * 10)
-    assert pair.mirror.digest(file).content != digest.content
+    kind, size, attributes = pair.mirror.attributes(file)
+    assert (kind, size, attributes.mode) == (Kind.FILE, 10, 0o600)
+    fd = pair.mirror.open_content(file)
+    assert os.pread(fd, 100, 0) == b"x" * 10
+    os.close(fd)
     with pytest.raises(KeyError):
-        pair.mirror.digest(FileId(0, 0, 999, 0))
+        pair.mirror.attributes(FileId(0, 0, 999, 0))
     os.unlink(pair.root / "f")
     with pytest.raises(FileNotFoundError):
-        pair.mirror.digest(file)
+        pair.mirror.attributes(file)

@@ -79,6 +79,7 @@ def inodes(draw: st.DrawFn) -> InodeFact:
         whole=draw(st.booleans()),
         partial=file and not check and draw(st.booleans()),
         check=check,
+        deep=file and check and draw(st.booleans()),
         settled=draw(st.booleans()),
         lowest=draw(st.none() | numbers) if file else None,
         data=draw(extents()) if file and not check else (),
@@ -99,6 +100,7 @@ answers = st.builds(
     st.lists(ids, max_size=4).map(tuple),
     st.lists(slots, max_size=4).map(tuple),
     st.lists(st.builds(Refusal, ids, texts), max_size=4).map(tuple),
+    st.lists(ids, max_size=4).map(tuple),
 )
 uuids = st.uuids().map(str)
 bodies = st.dictionaries(st.text(max_size=10), st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts)
@@ -251,7 +253,7 @@ values: st.SearchStrategy[Any] = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.sampled_from(["0.0.1.1", "", "/", "..", "f", "l", "d", "AA==", "A", "\0", "é", "€", "0.0.0", "-1.0.0.0"])
     | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("siaxknlrmugtzwpcodh"), inner),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("siaxknlrmugtzwpceodh"), inner),
     max_leaves=12,
 )
 

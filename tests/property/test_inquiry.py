@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -10,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replicator.answers import Answers
+from replicator.blocks import DIGEST, Span, Verdict
 from replicator.errors import RemoteError
 from replicator.link import inquiry
 from replicator.mirror.mirror import Mirror
-from replicator.model import FileId
+from replicator.model import Extent, FileId
+from replicator.work import Worker
 
 ids = st.builds(FileId, *[st.integers(0, 2**63 - 1)] * 4)
 names = st.binary(min_size=1, max_size=255).filter(lambda name: not {0, 47} & set(name) and name not in (b".", b".."))
@@ -26,7 +29,7 @@ odd = st.one_of(
     ids.map(FileId.text),
 )
 keys = st.sampled_from(
-    ["op", "directories", "items", "ids", "differences", "id", "kind", "name", "names", "error", "x"]
+    ["op", "directories", "items", "ids", "found", "missing", "kinds", "names", "to", "differ", "id", "error", "x"]
 )
 json = st.recursive(odd, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4))
 bodies = st.dictionaries(keys, json, max_size=4)
@@ -38,24 +41,89 @@ class Nothing:
     def names(self, id: FileId) -> list[bytes]:
         raise KeyError(id)
 
-    def digest(self, id: FileId) -> Any:
+    def attributes(self, id: FileId) -> Any:
+        raise KeyError(id)
+
+    def open_content(self, id: FileId) -> int:
+        raise KeyError(id)
+
+    def open_directory(self, id: FileId) -> int:
         raise KeyError(id)
 
     def nameless(self, most: int) -> list[FileId]:
         return []
 
 
+class AtOnce:
+    """A worker that does not let anybody wait."""
+
+    def submit(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        done(job())
+
+
+def answers() -> Answers:
+    return Answers(cast(Mirror, Nothing()), cast(Worker, AtOnce()))
+
+
+SPAN = Span(8192, 8192 * 4, 8192, (Extent(16384, 8192),), bytes(2 * DIGEST))
+
+
 @given(bodies)
 def test_an_answer_is_understood_or_refused(body: dict[str, Any]) -> None:
-    for read in (inquiry.refusal, inquiry.directories, inquiry.ids, inquiry.differences):
+    for read in (inquiry.refusal, inquiry.directories, inquiry.ids):
         with contextlib.suppress(RemoteError):
             read(body)
 
 
-@given(bodies, st.sampled_from(["names", "nameless", "compare", None]))
-def test_a_question_is_answered_or_refused(body: dict[str, Any], op: str | None) -> None:
-    with contextlib.suppress(RemoteError):
-        Answers(cast(Mirror, Nothing())).answer({**body, "op": op} if op else body)
+@given(
+    st.one_of(bodies, st.fixed_dictionaries({"found": st.lists(st.dictionaries(keys, json, max_size=3), max_size=2)}))
+)
+def test_findings_are_understood_or_refused(body: dict[str, Any]) -> None:
+    for spans in ([], [None], [SPAN], [SPAN, None]):
+        with contextlib.suppress(RemoteError):
+            assert len(inquiry.findings(body, spans)) == len(spans)
+
+
+items = st.one_of(
+    json,
+    st.fixed_dictionaries(
+        {"id": ids.map(FileId.text)},
+        optional={
+            "is": json,
+            "names": json,
+            "blocks": st.one_of(json, st.just(SPAN.tree()), st.dictionaries(st.sampled_from(list(SPAN.tree())), odd)),
+        },
+    ),
+)
+
+
+@given(bodies, st.sampled_from(["names", "nameless", "compare", None]), st.none() | st.lists(items, max_size=2))
+def test_a_question_is_answered_or_refused(body: dict[str, Any], op: str | None, what: list[Any] | None) -> None:
+    told: list[dict[str, Any]] = []
+    question = {**body, "op": op} if op else body
+    if what is not None:
+        question["items"] = what
+    try:
+        answers().answer(question, told.append)
+    except RemoteError:
+        assert told == []
+    else:
+        assert len(told) == 1
+
+
+def test_who_asks_for_too_much_at_once_is_refused() -> None:
+    class Never:
+        def submit(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
+            pass
+
+    asked = Answers(cast(Mirror, Nothing()), cast(Worker, Never()))
+    question = {"op": "compare", "items": [{"id": "0.0.1.1"}]}
+    for _ in range(16):
+        asked.answer(question, lambda body: None)
+    with pytest.raises(RemoteError):
+        asked.answer(question, lambda body: None)
+    asked.begin()  # who comes anew does not pay for those before
+    asked.answer(question, lambda body: None)
 
 
 @given(st.lists(st.tuples(ids, st.lists(names, max_size=3)), max_size=3))
@@ -64,27 +132,50 @@ def test_names_come_through(told: list[tuple[FileId, list[bytes]]]) -> None:
     assert inquiry.directories(body) == told
 
 
-@given(ids, names)
-def test_differences_come_through(id: FileId, name: bytes) -> None:
-    of_inode = {"id": id.text(), "kind": "size"}
-    of_name = {"id": id.text(), "kind": "name missing", "name": name.decode("latin-1")}
-    assert inquiry.differences({"differences": [of_inode, of_name]}) == [
-        (id, "size", None),
-        (id, "name missing", name),
+@given(names, names)
+def test_findings_come_through(name: bytes, inner: bytes) -> None:
+    told = [
+        {"missing": True},
+        {"kinds": ["mode", "size"]},
+        {"names": [[[name.decode("latin-1"), inner.decode("latin-1")], "name only on the replica"]]},
+        {"to": 8192 * 4, "differ": [8192, 8192]},
+        {"error": "the disk is sick"},
+    ]
+    found = inquiry.findings({"found": told}, [SPAN, None, None, SPAN, SPAN])
+    assert found == [
+        inquiry.Finding(missing=True),
+        inquiry.Finding(kinds=("mode", "size")),
+        inquiry.Finding(names=(((name, inner), "name only on the replica"),)),
+        inquiry.Finding(verdict=Verdict(8192 * 4, (Extent(8192, 8192),))),
+        inquiry.Finding(error="the disk is sick"),
     ]
 
 
 @pytest.mark.parametrize(
     "entry",
     [
-        {"id": "1.0.2", "kind": "size"},
-        {"id": "1.0.2.3", "kind": "\x1b[2J"},
-        {"id": "1.0.2.3", "kind": "name missing", "name": "../etc/passwd"},
-        {"id": "1.0.2.3", "kind": "name missing", "name": "€"},
-        {"id": "1.0.2.3"},
+        {"kinds": ["\x1b[2J"]},
+        {"names": [[["../etc/passwd"], "missing"]]},
+        {"names": [[["€"], "missing"]]},
+        {"names": [[[], "missing"]]},
+        {"to": 8192 * 5},
+        {"to": 8192},
+        {"differ": [8192, 8192]},
+        {"to": 8192 * 4, "differ": [0, 8192]},
+        {"to": 8192 * 4, "differ": [8192 * 3, 8193]},
+        {"to": 8192 * 2, "differ": [8192 * 2, 1]},
+        {"else": 1},
+        {},
         [],
     ],
 )
 def test_a_lying_peer_is_told_off(entry: Any) -> None:
     with pytest.raises(RemoteError):
-        inquiry.differences({"differences": [entry]})
+        inquiry.findings({"found": [entry]}, [SPAN])
+
+
+def test_content_that_was_not_asked_for_is_not_heard() -> None:
+    with pytest.raises(RemoteError):
+        inquiry.findings({"found": [{"to": 8192 * 4}]}, [None])
+    with pytest.raises(RemoteError):
+        inquiry.findings({"found": []}, [SPAN])

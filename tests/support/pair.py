@@ -221,7 +221,10 @@ class Pair:
         connect: str | None = None,
         send_options: Sequence[str] = (),
     ) -> None:
-        """`tls` and `netns` are (sender's, receiver's); `connect` is HOST:PORT of a proxy in front of the receiver."""
+        """`tls` and `netns` are (sender's, receiver's); `connect` is HOST:PORT of a proxy in front of the receiver.
+
+        `send_options` are more options of the sender.
+        """
         self.source, self.replica, self.state_dir = source, replica, state_dir
         self.host, self.netns, self.tls, self.adopt = host, netns, tls, adopt
         self.exclude, self.send_options = list(exclude), list(send_options)

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that counts the bytes of both directions and can cut every connection.
+"""A TCP proxy on loopback that counts the bytes of both directions and can stall or cut every connection.
 
 Takes the address to forward to; listens on a port of its own. Counts payload bytes as they cross the sockets, which is
 what both programs cannot lie about. One thread, no buffering beyond one read a direction.
@@ -26,6 +26,9 @@ class CountingProxy:
         self.out = 0
         self.back = 0
         self.accepted = 0
+        self.stalled = threading.Event()
+        """Set when nothing comes back any more."""
+        self._most_back: int | None = None
         self._open = True
         self._forward = True
         self._sockets: set[socket.socket] = set()
@@ -37,12 +40,18 @@ class CountingProxy:
         """Close every connection, and every new one at once, until `mend`."""
         with self._lock:
             self._forward = False
+            self._most_back = None
             self._drop()
 
     def mend(self) -> None:
         """Forward again."""
         with self._lock:
             self._forward = True
+
+    def stall(self, after: int) -> None:
+        """Let `after` more bytes, about, come back, and then none, until `cut`."""
+        self.stalled.clear()
+        self._most_back = self.back + after
 
     def close(self) -> None:
         """Close everything and end the thread."""
@@ -91,6 +100,9 @@ class CountingProxy:
             selector.register(client, selectors.EVENT_READ, server)
             selector.register(server, selectors.EVENT_READ, client)
             while True:
+                if self._most_back is not None and self.back >= self._most_back and not self.stalled.is_set():
+                    self.stalled.set()
+                    selector.unregister(server)
                 for key, _ in selector.select():
                     source, sink = key.fileobj, key.data
                     assert isinstance(source, socket.socket)

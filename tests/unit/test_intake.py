@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from replicator.capture.event import EVENT, EventFlag, EventKind, Events
+from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import Owed
 from replicator.intake import LATE, SOON, Intake
 from replicator.journal.journal import Journal
-from replicator.model import Attributes, FileId, InodeFact, Kind, Slot
+from replicator.model import Answer, Attributes, FileId, InodeFact, Kind, Slot
 from replicator.observe.metrics import SenderMetrics
 from replicator.source.flight import Flush, Part
 from replicator.source.outbox import Outbox
@@ -144,7 +145,7 @@ def test_a_lost_record_of_a_directory_has_it_listed(scratch: Path) -> None:
     assert world.lists == {SUB}
     owed = world.outbox.table.get(FILE)
     assert owed is not None
-    assert owed.whole
+    assert owed.deep
 
 
 def test_a_loss_is_acted_on_once_also_by_the_process_after(scratch: Path) -> None:
@@ -175,7 +176,9 @@ def read(world: World, id: FileId, at: int) -> Flush:
     attributes = Attributes(0o644, 0, 0, 0, 0)
     for flush in flushes.values():
         kind = Kind.FILE if flush.owed.id == FILE else Kind.DIRECTORY
-        world.outbox.read_done(Part(flush, InodeFact(flush.owed.id, kind, attributes, 0), []), at)
+        world.outbox.read_done(
+            Part(flush, InodeFact(flush.owed.id, kind, attributes, 0, check=flush.owed.check), []), at
+        )
     while world.outbox.compose() is not None:
         pass
     return flushes[id]
@@ -192,43 +195,56 @@ def owed(world: World, id: FileId = FILE) -> Owed:
     return found
 
 
-def test_what_is_owed_besides_a_loss_is_sent_whole(scratch: Path) -> None:
-    """To compare it would be too late: with the bytes that are known its times arrive."""
+def test_what_is_owed_besides_a_loss_is_compared_block_by_block(scratch: Path) -> None:
+    """To compare its times would be too late: with the bytes that are known they arrive."""
     world = World(scratch)
     world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
     lose(world)
-    assert read(world, FILE, time.monotonic_ns()).owed.whole
+    assert read(world, FILE, time.monotonic_ns()).owed.deep
 
 
-def test_what_was_read_since_the_last_sound_moment_is_sent_whole(scratch: Path) -> None:
+def test_what_was_read_since_the_last_sound_moment_is_compared_block_by_block(scratch: Path) -> None:
     """The loss may be older than the read, which then carried the times of what was lost."""
     world = World(scratch)
     world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
-    assert not read(world, FILE, time.monotonic_ns()).owed.whole
+    assert not read(world, FILE, time.monotonic_ns()).owed.deep
     lose(world)
-    assert owed(world).whole
+    assert owed(world).deep
     assert SUB not in world.outbox.table
 
 
-def test_what_is_being_read_when_a_loss_is_found_is_sent_whole_afterwards(scratch: Path) -> None:
+def test_what_is_being_read_when_a_loss_is_found_is_compared_block_by_block_afterwards(scratch: Path) -> None:
     world = World(scratch)
     world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
     assert [flush.owed.id for flush in world.outbox.next_reads(1, 100)] == [FILE]
     lose(world)
-    assert owed(world).whole
+    assert owed(world).deep
 
 
 @pytest.mark.parametrize(("cause", "within"), [("recursion", SOON), ("lost_map_full", SOON), ("probe_missed", LATE)])
 def test_what_was_read_long_before_a_loss_is_left_to_the_survey(scratch: Path, cause: str, within: int) -> None:
-    for age, whole in ((within - SOON // 2, True), (within + SOON, False)):
+    for age, deep in ((within - SOON // 2, True), (within + SOON, False)):
         world = World(scratch)
         world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
         read(world, FILE, time.monotonic_ns() - age)
         world.sensor.lost = {cause: 1}
         world.intake.check_losses()
-        assert (FILE in world.outbox.table) is whole
-        assert not whole or owed(world).whole
+        assert (FILE in world.outbox.table) is deep
+        assert not deep or owed(world).deep
         assert world.surveys == 1
+
+
+def test_what_is_compared_when_a_loss_is_found_is_compared_anew(scratch: Path) -> None:
+    """Its blocks may have been read before what was lost, and the last word carries its times."""
+    world = World(scratch)
+    world.outbox.doubt(FILE, 1)
+    read(world, FILE, time.monotonic_ns() - LATE - SOON)
+    world.outbox.applied(Answer(world.outbox.last_epoch, doubts=(FILE,)), 0)
+    (compared,) = world.outbox.doubts.begin(1)
+    world.sensor.lost = {"recursion": 1}
+    world.intake.check_losses()
+    world.outbox.compared(compared, RangeSet(), 0)
+    assert owed(world).deep
 
 
 def test_reads_are_remembered_no_longer_than_a_loss_may_be_late(scratch: Path) -> None:

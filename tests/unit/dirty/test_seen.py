@@ -66,7 +66,7 @@ def test_a_slice_leaves_the_attributes_owed(flush_and_table: tuple[Owed, DirtyTa
     assert not owed.ranges
 
 
-@pytest.mark.parametrize("why", ["mapped", "whole", "check", "folio"])
+@pytest.mark.parametrize("why", ["mapped", "whole", "check", "deep", "folio"])
 def test_what_the_read_cannot_vouch_for_stays_owed(flush_and_table: tuple[Owed, DirtyTable], why: str) -> None:
     flush, table = flush_and_table
     owed = table.mark(FILE, 40)
@@ -78,6 +78,8 @@ def test_what_the_read_cannot_vouch_for_stays_owed(flush_and_table: tuple[Owed, 
             owed.mark_whole()
         case "check":
             owed.check = True
+        case "deep":
+            owed.deep = True
         case "folio":
             owed.folios.add(0, 4096)
     table.seen(flush, WAITED, READ, [(0, 200)], 200, all_read=True)

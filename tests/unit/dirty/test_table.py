@@ -71,9 +71,13 @@ def test_dropping_gives_the_token_back() -> None:
 
 def test_watched_ids_vanish_when_they_change() -> None:
     dirty = table()
-    dirty.watched = {FILE, FileId(0, 0, 13, 1)}
+    other = FileId(0, 0, 13, 1)
+    one, two = dirty.watch([FILE, other]), dirty.watch([FILE])
     dirty.mark(FILE, 1)
-    assert dirty.watched == {FileId(0, 0, 13, 1)}
+    assert (one, two) == ({other}, set())
+    dirty.unwatch(one)
+    dirty.mark(other, 2)
+    assert one == {other}
 
 
 def test_an_older_generation_wins() -> None:

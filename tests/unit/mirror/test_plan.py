@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from replicator.blocks import COMPARED_FROM
 from replicator.errors import RemoteError
 from replicator.mirror.names import Names
 from replicator.mirror.plan import plan
@@ -14,6 +15,7 @@ from replicator.mirror.steps import (
     LIMBO,
     Adorn,
     Create,
+    Doubt,
     Exchange,
     Link,
     Plan,
@@ -33,6 +35,9 @@ A, B, C, D = (FileId(0, 0, ino, 1) for ino in (11, 12, 13, 14))
 X, Y, Z = (FileId(0, 0, ino, 1) for ino in (21, 22, 23))
 ATTRIBUTES = Attributes(0o644, 0, 0, 5, 6)
 FILE, DIRECTORY = Record(Kind.FILE, 3, 5, 6), Record(Kind.DIRECTORY, 0, 5)
+
+
+LARGE = replace(FILE, size=COMPARED_FROM)
 
 
 class Empty:
@@ -300,6 +305,36 @@ def test_a_check_spares_the_bytes_only_of_what_is_certain(record: Record, same: 
     view = replica({at(ROOT, "x"): X}, {X: record})
     result = planned(view, {at(ROOT, "x"): X}, [fact(X, whole=False, check=True)])
     assert (kinds(result.steps), list(result.needs)) == (([Adorn], []) if same else ([], [X]))
+
+
+@pytest.mark.parametrize(
+    ("record", "deep", "doubted"),
+    [
+        (LARGE, False, False),
+        (LARGE, True, True),
+        (replace(LARGE, ctime_ns=None), False, True),
+        (replace(LARGE, size=4), False, True),
+        (replace(LARGE, suspect=True), False, True),
+        (replace(LARGE, suspect=True, complete=False), False, True),
+    ],
+)
+def test_the_content_of_a_large_file_is_doubted_instead_of_needed(record: Record, deep: bool, doubted: bool) -> None:
+    view = replica({at(ROOT, "x"): X}, {X: record})
+    facts = [fact(X, size=LARGE.size, whole=False, check=True, deep=deep)]
+    result = planned(view, {at(ROOT, "x"): X}, facts)
+    step: type[Step] = Doubt if doubted else Adorn
+    assert (kinds(result.steps), list(result.doubts)) == ([step], [X] if doubted else [])
+    assert (result.needs, result.looks) == ({}, {})
+
+
+def test_what_has_no_name_or_is_small_is_needed() -> None:
+    """A name would show what is in doubt; and to send little is cheaper than to ask."""
+    check = fact(X, size=LARGE.size, whole=False, check=True, deep=True)
+    nameless = replica({limbo_place(X): X}, {X: LARGE})
+    assert list(planned(nameless, inodes=[check]).needs) == [X]
+    small = replica({at(ROOT, "x"): X}, {X: FILE})
+    assert list(planned(small, inodes=[replace(check, size=3)]).needs) == [X]
+    assert list(planned(replica({}), inodes=[check]).needs) == [X]
 
 
 def test_lost_content_is_mended_only_by_all_of_it() -> None:

@@ -22,6 +22,8 @@ ANSWER: dict[str, Any] = {
     "lag_durable_ms": {"p50": 1.0, "p99": 2.0},
     "wire_bytes": {"sent": 1, "received": 2},
     "waiting_for": "",
+    "scrub": None,
+    "doubted_files": 0,
     "refused_files": 0,
     "losses": {},
     "writers": [],
@@ -73,3 +75,19 @@ def test_an_estimate_says_so() -> None:
 
 def test_nothing_is_said_when_nothing_is_owed() -> None:
     assert shown() == []
+
+
+def scrub_line(running: dict[str, int] | None, last: dict[str, object]) -> str:
+    scrub = {"period": 86400.0, "next_in": 3600.4, "running": running, "last": {"ended": 1.0, "seconds": 90.0, **last}}
+    (line,) = (line for line in render({**ANSWER, "scrub": scrub}).splitlines() if line.startswith("scrub:"))
+    return line
+
+
+def test_the_scrub_is_told() -> None:
+    over: dict[str, object] = {"files": 9, "bytes": 10, "found": 0, "left": 0, "unsettled": 0}
+    assert scrub_line(None, {}) == "scrub:     the next in 3600 s"
+    assert scrub_line(None, over) == "scrub:     the next in 3600 s; the last took 90 s, found 0 differences"
+    assert scrub_line({"files": 3, "of": 9, "bytes": 5}, {**over, "found": 2, "left": 1, "unsettled": 4}) == (
+        "scrub:     3 of 9 files, 5 bytes compared; the last took 90 s, found 2 differences, 1 of them left,"
+        " 4 files could not be judged"
+    )

@@ -1,0 +1,1 @@
+"""`verify`, `verify --repair` and the scrub: both sides compared while both are in use."""
