@@ -361,9 +361,9 @@ class Resolver:
         """
         if not self._dying:
             return
-        first = min(
-            (due.order for queue in (self._due, self._lists) for due in queue.values()), default=self._order + 1
-        )
+        waiting = [due.order for queue in (self._due, self._lists) for due in queue.values()]
+        waiting += [hold.due.order for hold in self._held.values()]  # what is held may be the way to such a directory
+        first = min(waiting, default=self._order + 1)
         for id in [id for id, due in self._dying.items() if due.order < first and id not in self._awaited]:
             due = self._dying[id]
             if self.index.is_directory(id) and self.index.children(id) and not _may_live(view, id):
