@@ -37,7 +37,7 @@ from replicator.host import ancestors, boot_id
 from replicator.intake import Intake
 from replicator.link import message as m
 from replicator.link.tls import client_context
-from replicator.model import FileId, Slot
+from replicator.model import FileId, Refusal, Slot
 from replicator.observe.control import ControlServer
 from replicator.observe.log import Seldom, printable
 from replicator.observe.metrics import SenderMetrics
@@ -249,11 +249,13 @@ class Sender:
         for message in heard:
             if isinstance(message, m.Applied):
                 self.metrics.needs.add(len(message.answer.needs))
-                self._refusals(message)
+                self._refusals(message.answer.refusals)
                 self._observe(self.metrics.lag_applied, self.outbox.applied(message.answer, now))
                 self.metrics.epochs.add()
             elif isinstance(message, m.Durable):
                 self.durable = message.epoch
+                self._refusals(message.lost)
+                self.outbox.lost(message.lost, message.epoch, now)
                 self.metrics.durable_epoch.set(message.epoch)
                 self._observe(self.metrics.lag_durable, self.outbox.durable(message.epoch, now))
             elif isinstance(message, m.Checked):
@@ -274,8 +276,7 @@ class Sender:
         if ages:
             histogram.observe_many(np.array(ages) / SECOND)
 
-    def _refusals(self, message: m.Applied) -> None:
-        refusals = message.answer.refusals
+    def _refusals(self, refusals: tuple[Refusal, ...]) -> None:
         self.metrics.refusals.add(len(refusals))
         number = self._refused.count(len(refusals))
         if number:
@@ -310,6 +311,8 @@ class Sender:
             self.outbox.checking = True
             self.outbox.compare_all(now)
             self.phase = "scanning"
+        if welcome.open:  # it may have a part only: it has all once what is owed now is durable
+            self._barrier(lambda: self.ask({"op": "mended"}, lambda body: None))
 
     def ask(self, body: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """Have the receiver answer a request, in the stream of epochs. Without a session the answer has an "error"."""

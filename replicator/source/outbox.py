@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from replicator.dirty.generations import Generations
@@ -21,7 +21,7 @@ from replicator.dirty.outsiders import MappedOutsiders
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
 from replicator.dirty.writers import Writers
-from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Slot, SlotFact
+from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Refusal, Slot, SlotFact
 from replicator.source.flight import Epoch, Flush, Part
 from replicator.source.naming import Naming
 from replicator.source.pace import Pace
@@ -357,6 +357,15 @@ class Outbox:
             if id not in refused:
                 self.pace.succeeded(id)
         return [now - since for since in epoch.sinces()]
+
+    def lost(self, refusals: Iterable[Refusal], number: int, now: int) -> None:
+        """What the replica could not keep of epochs up to `number`, just before those are called durable."""
+        epochs = [epoch for epoch in self.inflight if epoch.number <= number]
+        oldest = min((since for epoch in epochs for since in epoch.sinces()), default=now)
+        generation = min((token for epoch in epochs for token in epoch.tokens()), default=None)
+        for refusal in refusals:
+            self.pace.defer(refusal.id, now)
+            self._owe_whole(refusal.id, oldest, generation)
 
     def durable(self, number: int, now: int) -> list[int]:
         """Epochs up to `number` survive a power cut on the replica; returns the ages of what they completed."""
