@@ -1,7 +1,7 @@
 """What the receiver answers between epochs: names that only it has, and comparisons for `verify`.
 
 Takes the bodies of requests, which come from a peer that is not trusted; gives bodies of answers. Reads the replica and
-changes nothing, but for extras that the sender has looked at and does not have.
+changes nothing, but for extras that the sender has looked at and does not have, and the mark of a torn replica.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class Answers:
                     )
                 case "nameless":
                     return {"ids": [id.text() for id in self._mirror.nameless(NAMELESS)]}
+                case "mended":
+                    self._mirror.mended()
+                    return {}
                 case "compare":
                     return {"differences": compare(self._mirror, body["items"])}
         except (KeyError, ValueError, TypeError, AttributeError) as error:

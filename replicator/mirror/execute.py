@@ -23,7 +23,7 @@ from replicator.mirror.intents import Intent, IntentLog
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
 from replicator.mirror.naming import NamingSteps, SkippedError, places_of
-from replicator.mirror.records import after_adorn, after_create, after_write
+from replicator.mirror.records import after_adorn, after_create, after_write, lost
 from replicator.mirror.steps import (
     LIMBO,
     Adorn,
@@ -154,6 +154,8 @@ class Executor:
                 handle = self._births.create(fact, run.pieces.get(index, []))
                 self._inventory.put(id, after_create(fact), handle)
                 self._inventory.bind(step.place, id)
+                if fact.kind is Kind.FILE:
+                    self._inventory.wrote(id)
                 if fact.kind is Kind.FILE and fact.size and not fact.partial:
                     self._inventory.owe_time(id, fact.attributes.mtime_ns)
             case Rename() | Link() | Exchange() | Unlink() | Rmdir():
@@ -172,13 +174,14 @@ class Executor:
         if record is None:
             raise SkippedError
         fd = self._ground.open(id, os.O_RDWR)
+        inventory.wrote(id)
         try:
             if os.fstat(fd).st_nlink != len(inventory.places(id)):
                 fd = self._births.break_link(id, fd)
             try:
                 write_in_place(fd, fact, run.pieces.get(index, []))
             except OSError:
-                inventory.put(id, replace(record, complete=False, suspect=True, mtime_ns=-1, ctime_ns=None))
+                inventory.put(id, lost(record))
                 raise
         finally:
             os.close(fd)
@@ -201,6 +204,9 @@ class Executor:
             if shared and (changes or status.st_mtime_ns != wanted.mtime_ns):
                 fd = self._births.part(id, fact, fd)
                 changes = True
+                if fact.kind is Kind.FILE:  # a copy, whose bytes are as new as those of a write
+                    inventory.wrote(id)
+                    late = True
             if changes:
                 attributes.apply(fd, wanted)
             if late:

@@ -40,6 +40,11 @@ class Limbo:
         return self._name
 
     @property
+    def candidates(self) -> list[bytes]:
+        """The names that it may have, or may have had, in the replica's root."""
+        return [self._name, *self._candidates]
+
+    @property
     def place(self) -> Slot | None:
         """The name that limbo has in the tree while it is there."""
         return None if self._ground.limbo_fd is None else Slot(self._inventory.root, self._name)

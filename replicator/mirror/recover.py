@@ -36,6 +36,7 @@ class Recovery:
                 self._made[handle] = (id, record)
         self._handles = {id: handle for handle, (id, _) in self._made.items()}
         self._affected: dict[FileId, None] = {}
+        self._differs = False
 
     def after_kill(self) -> None:
         """Look at every place that an open epoch mentions."""
@@ -46,8 +47,8 @@ class Recovery:
         self._look_into_limbo()
         self._finish()
 
-    def after_power_cut(self) -> None:
-        """Look at everything."""
+    def after_power_cut(self) -> bool:
+        """Look at everything. Whether the disk had anything else than the inventory: part of an epoch, then."""
         inventory = self._inventory
         seen: dict[Slot, FileId] = {}
         entered = {inventory.root}
@@ -60,6 +61,7 @@ class Recovery:
                     handle = handle_of(fd, name)
                     id = None if handle is None else self._identify(handle)
                     if id is None:
+                        self._differs = self._differs or not self._is_private(directory, name)
                         continue
                     seen[Slot(directory, name)] = id
                     record = inventory.record(id)
@@ -75,10 +77,14 @@ class Recovery:
             for place in list(inventory.places(id)):
                 if seen.get(place) != id:
                     inventory.unbind(place, keep=True)
+                    self._differs = True
         for place, id in seen.items():
-            inventory.bind(place, id)
+            if inventory.bound(place) != id:
+                inventory.bind(place, id)
+                self._differs = True
         self._look_into_limbo()
         self._finish()
+        return self._differs
 
     def disturbed(self) -> list[FileId]:
         """The directories whose modification times may be the crash's instead of the source's."""
@@ -96,6 +102,10 @@ class Recovery:
             if record is not None and record.kind is Kind.FILE and record.mtime_ns != -1:
                 found.append((id, record.mtime_ns))
         return found
+
+    def _is_private(self, directory: FileId, name: bytes) -> bool:
+        """Whether that name is limbo's, or the filesystem's own."""
+        return directory == self._inventory.root and (name == b"lost+found" or name in self._limbo.candidates)
 
     def _identify(self, handle: bytes) -> FileId | None:
         """Which id an inode found on disk is; one that an open epoch made enters the inventory."""
@@ -175,6 +185,7 @@ class Recovery:
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if not record.sound or (status.st_size == record.size and status.st_mtime_ns == record.mtime_ns):
             return
+        self._differs = True
         self._inventory.put(id, replace(record, suspect=True))
         if status.st_size == record.size and record.mtime_ns != -1:
             # Times are set after the data is synced and not synced themselves.

@@ -20,6 +20,7 @@ def render(answer: dict[str, Any]) -> str:
                 f"sender:   {peer}",
                 f"state:    {answer['state']}",
                 f"durable:  epoch {answer['durable_epoch']}",
+                *([f"trouble:  {answer['trouble']}"] if answer["trouble"] else []),
             ]
         )
     lag = answer["lag_applied_ms"]
