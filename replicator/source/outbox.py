@@ -70,6 +70,8 @@ class Outbox:
         self._parts: deque[Part] = deque()
         self._told: OrderedDict[FileId, int] = OrderedDict()  # when each was last read, in that order
         self._naming = Naming(self.generations)
+        self._later: dict[Slot, tuple[int, Due]] = {}
+        """Slots of epochs of which something was refused, and when to deal with them again."""
         self.pace = Pace()
         self._sizes: OrderedDict[FileId, int] = OrderedDict()
 
@@ -176,6 +178,7 @@ class Outbox:
         """
         for id in [id for id in self._naming.deferred if self.pace.may_try(id, now)]:
             self._naming.resume(id)
+        self._retry_slots(now)
         chosen: list[Flush] = []
         bulky = [self._more.popleft() for _ in range(min(len(self._more), big_items))]
         room = big_items - len(bulky)
@@ -228,7 +231,9 @@ class Outbox:
 
     def next_try(self, after: int) -> int | None:
         """When, after `after`, the first of what is held off may be tried again."""
-        return self.pace.next_due(after, self.table, self._naming.deferred)
+        times = [when for when, _ in self._later.values() if when > after]
+        first = self.pace.next_due(after, self.table, self._naming.deferred)
+        return min(times if first is None else [*times, first], default=None)
 
     @property
     def reading(self) -> int:
@@ -341,15 +346,18 @@ class Outbox:
         for id in dict.fromkeys((*answer.needs, *refused)):
             if id in refused:
                 self.pace.defer(id, now)
-            elif not any(id in later.whole for later in self.inflight if later.number > epoch.number):
-                self.pace.succeeded(id)
-            else:
+                self._abandon(id)
+            elif any(id in later.whole for later in self.inflight if later.number > epoch.number):
                 continue  # it is on its way already
             self._owe_whole(id, oldest, generation)
             if id in refused and not self.index.is_member(id):
                 self._naming.defer(id)
+        retry = max((self.pace.due(id) for id in refused), default=0)
         for slot in answer.looks:
-            self.resolver.look(slot, oldest, generation, force=True)
+            if refused:
+                self._again(slot, epoch.slots.get(slot), Due(self.generations.hold(generation), oldest), retry)
+            else:
+                self.resolver.look(slot, oldest, generation, force=True)
         for flush in epoch.flushes:
             if flush.owed.id not in refused:
                 self.pace.succeeded(flush.owed.id)
@@ -357,6 +365,37 @@ class Outbox:
             if id not in refused:
                 self.pace.succeeded(id)
         return [now - since for since in epoch.sinces()]
+
+    def _again(self, slot: Slot, told: Due | None, due: Due, when: int) -> None:
+        """Deal once more, at `when`, with a slot of an epoch of which something was refused.
+
+        What that epoch told of it is told again, and then not without what it waited for: an old name must not go
+        before the new one is there. Otherwise it is looked at.
+        """
+        if told is None:
+            due.force = True
+        else:
+            due.looked, due.before = told.looked, told.before
+        if slot in self._later:
+            self.generations.release(self._later.pop(slot)[1].generation)
+        self._later[slot] = (when, due)
+
+    def _retry_slots(self, now: int) -> None:
+        for slot in [slot for slot, (when, _) in self._later.items() if when <= now]:
+            _, due = self._later.pop(slot)
+            if due.force:
+                self.resolver.look(slot, due.since, due.generation, force=True)
+                self.generations.release(due.generation)
+            else:
+                self._naming.queue(slot, due)
+
+    def _abandon(self, id: FileId) -> None:
+        """Further slices of what was refused would be in vain."""
+        flush = self._reading.pop(id, None)
+        if flush is not None:
+            self._parts = deque(part for part in self._parts if part.flush is not flush)
+            self._more = deque(other for other in self._more if other is not flush)
+            self._fold(flush.owed)
 
     def lost(self, refusals: Iterable[Refusal], number: int, now: int) -> None:
         """What the replica could not keep of epochs up to `number`, just before those are called durable."""
@@ -395,6 +434,7 @@ class Outbox:
         self._reading.clear()
         self.pace.retry_all()
         self._naming.deferred.clear()
+        self._later = {slot: (0, due) for slot, (_, due) in self._later.items()}
 
     def compare_all(self, now: int, lost_since: int | None = None) -> None:
         """The replica is not what it was believed to be: offer everything for comparison.
@@ -493,6 +533,7 @@ class Outbox:
         times = [owed.since for owed in self.table.values()]
         times += [flush.owed.since for flush in self._reading.values()]
         times += [due.since for due in self._naming.dues()]
+        times += [due.since for _, due in self._later.values()]
         times += [since for epoch in self.inflight for since in epoch.sinces()]
         looked = self.resolver.oldest()
         return min(times if looked is None else [*times, looked], default=None)

@@ -34,6 +34,10 @@ class Pace:
         delay = min(RETRY_LAST, 2 * self._retry[id][1]) if id in self._retry else RETRY_FIRST
         self._retry[id] = (now + delay, delay)
 
+    def due(self, id: FileId) -> int:
+        """When what failed may be tried again; 0 if it did not fail."""
+        return self._retry[id][0] if id in self._retry else 0
+
     def succeeded(self, id: FileId) -> None:
         """It did not fail."""
         self._retry.pop(id, None)
