@@ -31,6 +31,7 @@ from replicator.mirror.steps import (
     Exchange,
     Link,
     Plan,
+    Record,
     Rename,
     Rmdir,
     Stamp,
@@ -174,14 +175,19 @@ class Executor:
         if record is None:
             raise SkippedError
         fd = self._ground.open(id, os.O_RDWR)
-        inventory.wrote(id)
         try:
+            if not fact.whole and self._is_foreign(id, record, os.fstat(fd)):
+                self._distrust(run, id, record)
+                return
+            inventory.wrote(id)
             if os.fstat(fd).st_nlink != len(inventory.places(id)):
                 fd = self._births.break_link(id, fd)
             try:
                 write_in_place(fd, fact, run.pieces.get(index, []))
             except OSError:
                 inventory.put(id, lost(record))
+                with contextlib.suppress(OSError):  # what it has more than before is in the way of others
+                    os.ftruncate(fd, min(record.size, os.fstat(fd).st_size))
                 raise
         finally:
             os.close(fd)
@@ -200,6 +206,9 @@ class Executor:
             changes = attributes.differ(fd, wanted)
             status = os.fstat(fd)
             late = id in run.written or inventory.owes_time(id)
+            if not late and self._is_foreign(id, record, status):
+                self._distrust(run, id, record)
+                return
             shared = fact.kind is not Kind.DIRECTORY and status.st_nlink != len(inventory.places(id))
             if shared and (changes or status.st_mtime_ns != wanted.mtime_ns):
                 fd = self._births.part(id, fact, fd)
@@ -219,6 +228,16 @@ class Executor:
         finally:
             os.close(fd)
         inventory.put(id, after_adorn(record, fact))
+
+    def _is_foreign(self, id: FileId, record: Record, status: os.stat_result) -> bool:
+        """Whether somebody else has changed the content of a regular file: size or time are not what was set last."""
+        if record.kind is not Kind.FILE or not record.sound or record.mtime_ns == -1 or self._inventory.owes_time(id):
+            return False
+        return status.st_size != record.size or not attributes.shows(status.st_mtime_ns, record.mtime_ns)
+
+    def _distrust(self, run: _Run, id: FileId, record: Record) -> None:
+        self._inventory.put(id, lost(record))
+        run.plan.needs[id] = None
 
     def stamp(self, id: FileId) -> None:
         """Set a directory's time to what it is to be."""
