@@ -35,6 +35,8 @@ class Answers:
                     )
                 case "nameless":
                     return {"ids": [id.text() for id in self._mirror.nameless(NAMELESS)]}
+                case "beneath":
+                    return self._count([strict.slot(*pair) for pair in body["names"]], int(body["most"]))
                 case "mended":
                     self._mirror.mended()
                     return {}
@@ -43,6 +45,10 @@ class Answers:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise RemoteError(f"the peer made a request that makes no sense: {error}") from error
         return {"error": "the receiver's version does not know that request"}
+
+    def _count(self, slots: list[Slot], most: int) -> dict[str, Any]:
+        """How many names each of those is with all beneath it, up to `most`."""
+        return {"numbers": [self._mirror.count(slot, most) for slot in slots]}
 
     def remove_extras(self, facts: Facts) -> None:
         """Remove what only the replica has, where the source was looked at and has nothing."""

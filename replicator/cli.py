@@ -83,6 +83,9 @@ def send(
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="In gitignore syntax; may be repeated.")
     ] = None,
+    max_delete: Annotated[
+        int | None, typer.Option("--max-delete", metavar="N", min=0, help="Hold deletions of more names in a minute.")
+    ] = None,
     tls_cert: CertificateOption = None,
     tls_key: KeyOption = None,
     tls_ca: AuthorityOption = None,
@@ -97,7 +100,8 @@ def send(
     target = parse_address(address)
     if files is None:
         require_tls(target, resolve(target), None)
-    options = SendOptions(source.absolute(), target, state.absolute(), metrics, sensor, tuple(exclude or ()), files)
+    patterns = tuple(exclude or ())
+    options = SendOptions(source.absolute(), target, state.absolute(), metrics, sensor, patterns, max_delete, files)
     sender = Sender(options, _say_ready)
     _serve(sender, metrics, sender.metrics.registry, lambda: None)
 

@@ -21,6 +21,8 @@ class SendOptions:
     metrics: str | None = None
     sensor: str = "auto"
     exclude: tuple[str, ...] = ()
+    max_delete: int | None = None
+    """Names that may be deleted within a minute; None for any number."""
     tls: TlsFiles | None = None
 
 

@@ -95,4 +95,6 @@ class Requests:
             "resyncs": int(sender.metrics.resyncs.total()),
             "refused": [sender.describe(id) for id in stuck[:100]],
             "refused_files": len(stuck),
+            "held_deletions": outbox.deletions.holding,
+            "max_delete": outbox.deletions.limit,
         }

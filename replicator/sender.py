@@ -109,7 +109,8 @@ class Sender:
         syscalls.syncfs(self.source.read_fd)
         cgroups = Cgroups()
         defer(cgroups.close)
-        self.outbox = Outbox(self.source.id, exclude, writers=Writers(command_of, cgroups.path))
+        writers = Writers(command_of, cgroups.path)
+        self.outbox = Outbox(self.source.id, exclude, writers=writers, max_delete=options.max_delete)
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
         self.intake = Intake(self.sensor, names, self.outbox, self.metrics)
         self.intake.fence()
@@ -392,6 +393,7 @@ class Sender:
         metrics.connected.set(1 if self.uplink.connection is not None else 0)
         metrics.dirty_files.set(len(self.table) + self.outbox.reading)
         metrics.dirty_bytes.set(self.outbox.dirty_bytes())
+        metrics.held_deletions.set(self.outbox.deletions.holding)
         metrics.held_files.set(len(self.outbox.pace.stuck()))
         metrics.inflight_epochs.set(len(self.outbox.inflight))
         metrics.scan_files.set(len(self.index))

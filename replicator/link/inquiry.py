@@ -42,6 +42,14 @@ def ids(body: dict[str, Any]) -> list[FileId]:
     return [strict.file_id(id) for id in strict.array(body.get("ids"), "ids")]
 
 
+def numbers(body: dict[str, Any], count: int) -> list[int]:
+    """So many numbers."""
+    found = [strict.number(value, "a number") for value in strict.array(body.get("numbers"), "numbers")]
+    if len(found) != count:
+        strict.bad(f"{count} numbers", body)
+    return found
+
+
 def differences(body: dict[str, Any]) -> list[Difference]:
     """What `verify` found."""
     found = []

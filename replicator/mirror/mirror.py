@@ -252,6 +252,10 @@ class Mirror:
         """All names in a known directory, on disk or in the inventory, sorted. OSError, KeyError."""
         return self._inspection.names(id)
 
+    def count(self, place: Slot, most: int) -> int:
+        """How many names would be lost with a place, up to `most`; that also if it cannot be found out."""
+        return self._inspection.count(place, most)
+
     def nameless(self, most: int) -> list[FileId]:
         """Up to `most` inodes that are kept without a name of the user's."""
         return self._inspection.nameless(most)

@@ -40,6 +40,11 @@ def render(answer: dict[str, Any]) -> str:
         lines.append(f"waiting:   {answer['waiting_for']}")
     if answer["refused_files"]:
         lines.append(f"refused:   {answer['refused_files']} files, among them {', '.join(answer['refused'][:5])}")
+    if answer["held_deletions"]:
+        lines.append(
+            f"holding:   {answer['held_deletions']} deletions, more than --max-delete {answer['max_delete']} within a"
+            " minute; bring the names back, or start the sender with a higher limit"
+        )
     lost = {cause: total for cause, total in answer["losses"].items() if total}
     if lost:
         lines.append("dropped:   " + ", ".join(f"{cause} {total}" for cause, total in lost.items()))

@@ -23,6 +23,7 @@ from replicator.dirty.table import DirtyTable, Owed
 from replicator.dirty.writers import Writers
 from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Refusal, Slot, SlotFact
 from replicator.source.flight import Epoch, Flush, Part
+from replicator.source.held import HeldDeletions
 from replicator.source.naming import Naming
 from replicator.source.pace import Pace
 from replicator.tree.exclude import Exclude
@@ -47,8 +48,11 @@ class Outbox:
         exclude: Exclude,
         clock: Callable[[], int] = time.time_ns,
         writers: Writers | None = None,
+        max_delete: int | None = None,
     ) -> None:
-        """`clock`: ns since the epoch, as the kernel's for ctime. `writers` know names; without them none is known."""
+        """`clock`: ns since the epoch, as the kernel's for ctime. `writers` know names; without them none is known.
+        `max_delete`: see deletions.py.
+        """
         self._clock = clock
         self.generations = Generations()
         self.table = DirtyTable(self.generations)
@@ -73,6 +77,7 @@ class Outbox:
         self._later: dict[Slot, tuple[int, Due]] = {}
         """Slots of epochs of which something was refused, and when to deal with them again."""
         self.pace = Pace()
+        self.deletions = HeldDeletions(max_delete, self.index, self._naming, self.generations)
         self._sizes: OrderedDict[FileId, int] = OrderedDict()
 
     # ------------------------------------------------------------------ what changed
@@ -94,6 +99,8 @@ class Outbox:
         for slot, due in changes.slots:
             due.looked = looked
             self._naming.queue(slot, due)
+            self.deletions.seen(slot)
+        self.deletions.dead(changes, looked)
         for id, due in changes.dead:
             self._forget(id)
             self._naming.queue_dead(id, due)
@@ -145,6 +152,7 @@ class Outbox:
 
     def _owe_new(self, id: FileId, since: int, generation: int | None) -> None:
         self._naming.resume(id)  # it does not die after all
+        self.deletions.spare(id)
         owed = self.table.mark(id, since, generation)
         owed.mapped |= self.outsiders.take(id)
         owed.share.update(self.writers.welcome(id))
@@ -309,6 +317,8 @@ class Outbox:
         if not self.index.is_member(slot.parent):
             return None
         target = self.index.get(slot)
+        if target is None and due.before is not None and self.deletions.undecided(due.before):
+            return due.before
         for id in (slot.parent, target):
             if id is not None and id in self._unshipped:
                 return id
@@ -325,7 +335,7 @@ class Outbox:
         return min(times, default=END_OF_FILE)
 
     def _take_dead(self, epoch: Epoch) -> list[FileId]:
-        for id, due in self._naming.take_dead(EPOCH_SLOTS).items():
+        for id, due in self._naming.take_dead(EPOCH_SLOTS, self.deletions).items():
             if self.index.is_member(id):
                 self.generations.release(due.generation)
             else:
@@ -489,6 +499,10 @@ class Outbox:
 
         Now their ctime proves that nothing changed since, so that a later comparison need not send them again.
         """
+        if not self.resolver.pending:
+            for slot, due in self.deletions.settle(now).items():
+                self.resolver.look(slot, due.since, due.generation, force=True)
+                self.generations.release(due.generation)
         for id in self.pace.quiet(self._clock() - after, most):
             if self.index.is_member(id) and id not in self.table and id not in self._reading:
                 self.table.mark(id, now)

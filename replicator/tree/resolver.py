@@ -84,6 +84,9 @@ class Changes:
     members: list[tuple[FileId, Due]] = field(default_factory=list)
     """New in the tree. These dues hold no token: the slot's does."""
     dead: list[tuple[FileId, Due]] = field(default_factory=list)
+    """What was below a dead directory follows it."""
+    tops: set[FileId] = field(default_factory=set)
+    """Those of the dead that are not dead because of a directory above them."""
     failed: list[tuple[Slot | FileId, OSError]] = field(default_factory=list)
     """Looks that failed; they stay due."""
 
@@ -348,6 +351,7 @@ class Resolver:
                         self._follow(self._due, Slot(id, name), due)
                 continue
             del self._dying[id]
+            changes.tops.add(id)
             for lost in self.index.forget(id):
                 if lost != id:
                     due = Due(self._generations.hold(due.generation), due.since)

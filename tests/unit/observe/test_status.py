@@ -23,6 +23,8 @@ ANSWER: dict[str, Any] = {
     "wire_bytes": {"sent": 1, "received": 2},
     "waiting_for": "",
     "refused_files": 0,
+    "held_deletions": 0,
+    "max_delete": None,
     "losses": {},
     "writers": [],
     "writers_estimated": False,
