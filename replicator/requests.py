@@ -74,6 +74,7 @@ class Requests:
             "filesystem": sender.source.fstype,
             "receiver": str(sender.options.address),
             "phase": sender.phase,
+            "excluded": [printable(path) for path in sender.excluded()],
             "connected": sender.uplink.connection is not None,
             "waiting_for": sender.uplink.waiting_for,
             "sensor": sensor_name(sender.sensor),

@@ -13,9 +13,10 @@ import secrets
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from replicator.comparison import Comparison
 from replicator.config import SendOptions
 from replicator.dirty.writers import Writers
 from replicator.errors import EnvironmentFault, RemoteError
-from replicator.host import ancestors, boot_id
+from replicator.host import ancestors, boot_id, is_within
 from replicator.intake import Intake
 from replicator.link import message as m
 from replicator.link.tls import client_context
@@ -49,6 +50,7 @@ from replicator.source.outbox import Outbox
 from replicator.state import StateDirectory
 from replicator.tree.exclude import Exclude
 from replicator.tree.handles import SourceRoot
+from replicator.tree.own import own_directories
 from replicator.uplink import Uplink
 from replicator.work import Worker
 
@@ -82,12 +84,13 @@ class Sender:
         defer = self._stack.callback
         self.options = options
         tls = client_context(options.tls) if options.tls else None
-        exclude = Exclude(options.exclude)
+        self.exclude = exclude = Exclude(options.exclude)
         self.state = StateDirectory.open(options.state)
         defer(self.state.close)
         self.identity = self.state.identity()
         self.source = SourceRoot.open(options.source)
         defer(self.source.close)
+        self._exclude_own()
         self.metrics = SenderMetrics()
         self.sensor: Sensor = select_sensor(options.sensor, self.source.fstype)
         self.sensor.attach(self.source)
@@ -297,6 +300,9 @@ class Sender:
         assert connection is not None
         assert welcome is not None
         self.metrics.sessions.add()
+        for id in self._exclude_own():
+            for slot in self.index.slots_of(id):
+                self.resolver.look(slot, now)
         other = self.identity.replica not in (None, welcome.replica)
         if self.identity.replica != welcome.replica:
             self.identity.replica = welcome.replica
@@ -314,6 +320,25 @@ class Sender:
             self.phase = "scanning"
         if welcome.open:  # it may have a part only: it has all once what is owed now is durable
             self._barrier(lambda: self.ask({"op": "mended"}, lambda body: None))
+
+    def _exclude_own(self) -> list[FileId]:
+        """Leave out what daemons of this host keep in the source; those that are new to us."""
+        found = own_directories(self.source, self.options.state)
+        if self.source.id in found:
+            raise EnvironmentFault(
+                f"{self.source.path} is the state directory of a daemon: name another with --state, or another source"
+            )
+        new = [id for id in found if id not in self.exclude.own]
+        self.exclude.own.update(found)
+        for path in self.excluded(new):
+            log.info("%s is not replicated: rsyncfs keeps its state there", path)
+        return new
+
+    def excluded(self, ids: Iterable[FileId] | None = None) -> list[str]:
+        """Which directories (of `ids`) in the source are left out because they are rsyncfs's own."""
+        own = self.exclude.own
+        paths = [own[id] for id in (own if ids is None else ids)]
+        return [path for path in paths if is_within(Path(path), self.options.source)]
 
     def ask(self, body: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """Have the receiver answer a request, in the stream of epochs. Without a session the answer has an "error"."""

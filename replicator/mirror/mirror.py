@@ -22,7 +22,7 @@ import uuid
 from pathlib import Path
 
 from replicator.errors import EnvironmentFault, RefusedError
-from replicator.host import boot_id
+from replicator.host import boot_id, is_within
 from replicator.mirror import attributes, root
 from replicator.mirror.adopt import adopt
 from replicator.mirror.durability import SyncJob
@@ -81,7 +81,7 @@ class Mirror:
         fd = root.open_root(path)
         try:
             key = root.root_key(fd, path)
-            if root.is_within(state, path):
+            if is_within(state, path):
                 raise EnvironmentFault(f"the state directory {state} lies inside the replica {path}: name another one")
             state_fd = _open_state(state)
             inventory = Inventory(state / "inventory.sqlite")

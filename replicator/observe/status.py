@@ -36,6 +36,7 @@ def render(answer: dict[str, Any]) -> str:
         f" durable p50 {durable['p50']:.2f} ms, p99 {durable['p99']:.2f} ms",
         f"wire:      {answer['wire_bytes']['sent']} bytes sent, {answer['wire_bytes']['received']} received",
     ]
+    lines += [f"excluded:  {path}, where rsyncfs keeps its state" for path in answer["excluded"]]
     if answer["waiting_for"]:
         lines.append(f"waiting:   {answer['waiting_for']}")
     if answer["refused_files"]:

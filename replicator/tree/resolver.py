@@ -247,6 +247,8 @@ class Resolver:
         self._gone.update(passed)
 
     def _included(self, slot: Slot, found: Found | None) -> Found | None:
+        if found is not None and found.id in self._exclude.own:
+            return None
         if found is None or not self._exclude:
             return found
         parent = self.index.path(slot.parent)

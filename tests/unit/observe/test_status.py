@@ -23,6 +23,7 @@ ANSWER: dict[str, Any] = {
     "wire_bytes": {"sent": 1, "received": 2},
     "waiting_for": "",
     "refused_files": 0,
+    "excluded": [],
     "held_deletions": 0,
     "max_delete": None,
     "losses": {},
