@@ -97,7 +97,7 @@ class Sender:
         defer(self.sensor.close)
         self.metrics.sensor.info({"sensor": sensor_name(self.sensor)})
         coverage = self.sensor.coverage()
-        for limit in limits(self.source.fstype, coverage):
+        for limit in limits(self.source.fstype, coverage, dax=self.source.dax):
             log.warning("%s", limit)
         for item in coverage:
             if item.refused:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from replicator.mirror.records import lost
@@ -244,6 +245,14 @@ class Inventory:
         """Everything so far belongs to the next commit, what follows does not."""
         assert self._frozen is None
         self._frozen, self._grow = self._grow, Layer()
+
+    def changed(self, most: int) -> list[FileId]:
+        """The last inodes that the frozen layer is about, up to `most` by themselves and `most` for a name in them."""
+        if self._frozen is None:
+            return []
+        ids = list(islice((id for id, entry in reversed(self._frozen.inodes.items()) if entry is not None), most))
+        ids += islice((place.parent for place in reversed(self._frozen.bound) if place.parent != LIMBO), most)
+        return [id for id in dict.fromkeys(ids) if self._entry(id) is not None]
 
     def thaw(self) -> None:
         """The frozen layer did not become durable: it waits for the next freeze with what came after it."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sqlite3
 import uuid
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from replicator.errors import EnvironmentFault, RefusedError
 from replicator.host import boot_id, is_within
-from replicator.mirror import attributes, root
+from replicator.mirror import attributes, root, witness
 from replicator.mirror.adopt import adopt
 from replicator.mirror.durability import SyncJob
 from replicator.mirror.execute import Executor
@@ -39,6 +40,8 @@ from replicator.mirror.records import forsaken
 from replicator.mirror.recover import Recovery
 from replicator.mirror.trust import check_facts
 from replicator.model import Answer, Facts, FileId, Kind, Refusal, Slot
+
+log = logging.getLogger(__name__)
 
 
 class Mirror:
@@ -57,6 +60,7 @@ class Mirror:
         self._foreign = Foreign(ground, self._limbo, inventory)
         self._inspection = Inspection(ground, self._limbo, inventory, self._foreign)
         self._executor = Executor(ground, self._limbo, inventory, intents)
+        self._witnesses: dict[str, str] = {}
         self._lost: dict[FileId, str] = {}
         """What is to be sent again although it was made durable, and why; to be told with the epoch."""
         self._syncing: SyncJob | None = None
@@ -175,6 +179,7 @@ class Mirror:
         inventory = self._inventory
         inventory.freeze()
         written = [(id, inventory.handle(id)) for id in inventory.written()]
+        self._witnesses.update(witness.note(inventory, self._ground.root_fd))
         self._syncing = SyncJob(
             self._ground.root_fd, self._intents.fileno(), self.instance, self.applied_epoch, written
         )
@@ -208,7 +213,7 @@ class Mirror:
         current = job.instance == self.instance
         epoch = job.epoch if current else self.durable_epoch
         try:
-            self._inventory.commit(durable_epoch=str(epoch), torn=str(self._torn))
+            self._inventory.commit(durable_epoch=str(epoch), torn=str(self._torn), **self._witnesses)
         except sqlite3.OperationalError as error:
             self._inventory.thaw()
             self.trouble = f"the inventory in {self._state} cannot be written: {error}"
@@ -302,12 +307,19 @@ class Mirror:
             intents = self._intents.read()
             rebooted = self._inventory.meta("boot") != boot_id() and self._inventory.meta("clean") != "1"
             recovery = Recovery(self._ground, self._limbo, self._inventory, intents)
-            torn = max((intent.epoch for intent in intents if intent.epoch > self.durable_epoch), default=0)
-            if not rebooted:
-                recovery.after_kill()
-            elif recovery.after_power_cut():
-                torn = max(torn, self.durable_epoch + 1)
-            self._torn = max(torn, self._torn)
+            if witness.reverted(self._inventory, self._ground.root_fd):
+                log.warning("%s was set back to an older state: it must be compared with the source", self._path)
+                recovery.after_revert()
+                self._torn = max(self._torn, self.durable_epoch, 1)
+                self.instance = self.durable_epoch = self.applied_epoch = 0
+                self._inventory.set_meta(instance="0", durable_epoch="0", torn=str(self._torn), witnesses="{}")
+            else:
+                torn = max((intent.epoch for intent in intents if intent.epoch > self.durable_epoch), default=0)
+                if not rebooted:
+                    recovery.after_kill()
+                elif recovery.after_power_cut():
+                    torn = max(torn, self.durable_epoch + 1)
+                self._torn = max(torn, self._torn)
             for directory in recovery.disturbed():
                 with contextlib.suppress(OSError, AstrayError):
                     self._executor.stamp(directory)

@@ -18,6 +18,7 @@ from replicator.mirror.ground import Ground, handle_of, open_beneath
 from replicator.mirror.intents import Intent
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
+from replicator.mirror.records import lost
 from replicator.mirror.steps import LIMBO, Record, limbo_place
 from replicator.model import FileId, Kind, Slot
 
@@ -37,6 +38,7 @@ class Recovery:
         self._handles = {id: handle for handle, (id, _) in self._made.items()}
         self._affected: dict[FileId, None] = {}
         self._differs = False
+        self._reverted = False
 
     def after_kill(self) -> None:
         """Look at every place that an open epoch mentions."""
@@ -85,6 +87,12 @@ class Recovery:
         self._look_into_limbo()
         self._finish()
         return self._differs
+
+    def after_revert(self) -> None:
+        """Look at everything; what is not as the inventory says was durable once, so nobody owes it any more."""
+        self._reverted = True
+        self._intents = []
+        self.after_power_cut()
 
     def disturbed(self) -> list[FileId]:
         """The directories whose modification times may be the crash's instead of the source's."""
@@ -186,6 +194,9 @@ class Recovery:
         if not record.sound or (status.st_size == record.size and status.st_mtime_ns == record.mtime_ns):
             return
         self._differs = True
+        if self._reverted:
+            self._inventory.put(id, lost(record))
+            return
         self._inventory.put(id, replace(record, suspect=True))
         if status.st_size == record.size and record.mtime_ns != -1:
             # Times are set after the data is synced and not synced themselves.
