@@ -2,8 +2,8 @@
 
 Takes the inventory and the root's descriptor. At each commit it notes the change times of some inodes that the commit
 is about; on the disk a change time can only be that or later. Nothing is put into the replica for it. It notices any
-state from before the last durable epoch, unless the host's clock was set back as well; a clock that was set back is taken
-for it at most, which costs a comparison.
+state from before the last durable epoch, unless the host's clock was set back as well; that a clock was set back may be
+taken for it, which costs a comparison.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
 from replicator.dirty.writers import Writers
 from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Refusal, Slot, SlotFact
-from replicator.source.flight import Epoch, Flush, Part
+from replicator.source.clock import WallClock
+from replicator.source.flight import SETTLED_AFTER, Epoch, Flush, Part
 from replicator.source.held import HeldDeletions
 from replicator.source.naming import Naming
 from replicator.source.pace import Pace
@@ -47,13 +48,14 @@ class Outbox:
         root: FileId,
         exclude: Exclude,
         clock: Callable[[], int] = time.time_ns,
+        steady: Callable[[], int] = time.monotonic_ns,
         writers: Writers | None = None,
         max_delete: int | None = None,
     ) -> None:
-        """`clock`: ns since the epoch, as the kernel's for ctime. `writers` know names; without them none is known.
-        `max_delete`: see deletions.py.
+        """`clock`: ns since the epoch, as the kernel's for ctime; `steady`: ns of one that is never set. `writers` know
+        names; without them none is known. `max_delete`: see deletions.py.
         """
-        self._clock = clock
+        self._clock = WallClock(clock, steady, SETTLED_AFTER)
         self.generations = Generations()
         self.table = DirtyTable(self.generations)
         self.outsiders = MappedOutsiders()
@@ -202,8 +204,8 @@ class Outbox:
             if owed is not None and owed.ranges.total > big and not owed.whole:
                 late.append(id)
                 continue
-            chosen.append(self._begin(id))
-        chosen += [self._begin(id) for id in late[: max(0, room)]]
+            chosen.append(self._begin(id, now))
+        chosen += [self._begin(id, now) for id in late[: max(0, room)]]
         return chosen + bulky
 
     def _eligible(self, now: int, most: int) -> list[FileId]:
@@ -216,12 +218,14 @@ class Outbox:
                 break
         return result
 
-    def _begin(self, id: FileId) -> Flush:
+    def _begin(self, id: FileId, now: int) -> Flush:
         owed = self.table.take(id)
         if owed.check and owed.touched:
             owed.check = False
             owed.mark_whole()
-        flush = self._reading[id] = Flush(owed, self._sizes.get(id), taken=self._clock(), fence=self.table.fence)
+        taken = self._clock()
+        flush = Flush(owed, self._sizes.get(id), taken=taken, even=self._clock.even, begun=now, fence=self.table.fence)
+        self._reading[id] = flush
         return flush
 
     def read_done(self, part: Part, now: int) -> None:
@@ -299,7 +303,7 @@ class Outbox:
         if len(self._sizes) > KNOWN_SIZES:
             self._sizes.popitem(last=False)
         if not part.fact.settled and not part.flush.owed.mapped:
-            self.pace.unsettled(id, part.flush.taken)
+            self.pace.unsettled(id, part.flush.begun)
         self._naming.release(id)
 
     def _take_slots(self, epoch: Epoch) -> list[SlotFact]:
@@ -503,7 +507,7 @@ class Outbox:
             for slot, due in self.deletions.settle(now).items():
                 self.resolver.look(slot, due.since, due.generation, force=True)
                 self.generations.release(due.generation)
-        for id in self.pace.quiet(self._clock() - after, most):
+        for id in self.pace.quiet(now - after, most):
             if self.index.is_member(id) and id not in self.table and id not in self._reading:
                 self.table.mark(id, now)
 

@@ -47,7 +47,7 @@ class Pace:
         self._resting[id] = until
 
     def unsettled(self, id: FileId, taken: int) -> None:
-        """The last fact, of a flush taken at `taken`, could not vouch for the inode's ctime."""
+        """The last fact, of a flush begun at `taken`, could not vouch for the inode's ctime."""
         self._unsettled[id] = taken
         self._unsettled.move_to_end(id)
 

@@ -18,6 +18,7 @@ from unittest import mock
 
 import numpy as np
 
+import replicator.source.flight as flight_module
 import replicator.source.pages as pages_module
 import replicator.source.read as read_module
 from replicator.barrier import Barriers
@@ -143,7 +144,7 @@ class SourceCalls:
 
     def time_ns(self) -> int:
         """Such that a file counts as settled if every change of it was drained."""
-        return self.drained + read_module.SETTLED_AFTER
+        return self.drained + flight_module.SETTLED_AFTER
 
     def monotonic_ns(self) -> int:
         return self.world.clock
@@ -196,7 +197,7 @@ class Sender:
         _Current.calls = calls
         self.world = world
         self.calls = calls
-        self.outbox = Outbox(world.root, world.exclude, calls.time_ns)
+        self.outbox = Outbox(world.root, world.exclude, calls.time_ns, calls.time_ns)
         self.barriers = Barriers(self.outbox.generations)
         self.questions: list[Names | Nameless] = []
         self.phase = "scanning"
