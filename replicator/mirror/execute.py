@@ -9,9 +9,7 @@ raises.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import sqlite3
 from dataclasses import replace
 
 from replicator.mirror import attributes
@@ -103,8 +101,6 @@ class Executor:
                 self._limbo.ensure(wanted)
             except OSError as error:
                 run.limbo_error = error
-            except sqlite3.OperationalError as error:
-                run.limbo_error = OSError(errno.ENOSPC, f"inventory: {error}")
 
     def _intent(self, run: _Run) -> Intent:
         intent = Intent(run.facts.epoch)

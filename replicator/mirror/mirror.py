@@ -80,8 +80,19 @@ class Mirror:
     def open(cls, path: Path, state: Path, adopt: bool) -> Mirror:
         """Open a replica, recovering it if it was not closed. `state` is made if it is missing.
 
-        EnvironmentFault: no such root, no file handles, in use, populated without being ours, or not the one it was.
+        EnvironmentFault: no such root, no file handles, in use, populated without being ours, not the one it was, or a
+        state directory that cannot be written.
         """
+        try:
+            return cls._opened(path, state, adopt)
+        except sqlite3.Error as error:
+            raise EnvironmentFault(
+                f"the inventory in {state} cannot be used: {error}; free space there, or if it is damaged, remove the"
+                " directory and start with --adopt, which compares everything"
+            ) from error
+
+    @classmethod
+    def _opened(cls, path: Path, state: Path, adopt: bool) -> Mirror:
         fd = root.open_root(path)
         try:
             key = root.root_key(fd, path)

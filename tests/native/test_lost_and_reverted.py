@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -224,3 +225,40 @@ def test_sync_is_not_promised_by_a_sender_that_spoke_to_nobody(ground: Ground) -
         pair.restart_receiver()
         pair.assert_same(timeout=PATIENCE)
         assert differences(ground.source, ground.replica) == []
+
+
+@pytest.mark.parametrize("how", ["full", "damaged"])
+def test_a_receiver_that_cannot_use_its_state_says_what_to_do(ground: Ground, scratch: Path, how: str) -> None:
+    (scratch / "state").mkdir()
+    with filesystem("ext4", scratch / "t", 16 * MIB) as small:
+        pair = Pair(ground.source, ground.replica, ground.state)
+        pair.receive_state = small / "state"
+        laid_out(ground.source)
+        with pair:
+            pair.assert_same()
+            before = watched(ground.replica)
+            pair.kill_receiver()
+            if how == "full":
+                for size in (64 * KIB, 1):
+                    with contextlib.suppress(OSError), (small / f"ballast{size}").open("wb", buffering=0) as file:
+                        while True:
+                            file.write(bytes(size))
+            else:
+                for path in pair.receive_state.glob("inventory.sqlite-*"):
+                    path.unlink()
+                (pair.receive_state / "inventory.sqlite").write_bytes(content(8 * KIB))
+            pair.start_receiver(ready=False)
+            receiver = pair.receiver
+            assert receiver is not None
+            assert receiver.exit_code() == 3, receiver.text()
+            assert "Traceback" not in receiver.text()
+            assert str(pair.receive_state) in receiver.text()
+            assert watched(ground.replica) == before
+            if how == "full":
+                for path in small.glob("ballast*"):
+                    path.unlink()
+            else:
+                shutil.rmtree(pair.receive_state)
+                pair.adopt = True
+            pair.start_receiver()
+            pair.assert_same(timeout=PATIENCE)

@@ -332,3 +332,61 @@ def test_what_somebody_else_did_is_mended_where_the_source_changes(source: Path,
             assert pair.healthy()
             arrives(pair, "d/file")
             arrives(pair, "d/new")
+
+
+def test_a_full_disk_under_the_receivers_state(source: Path, scratch: Path) -> None:
+    """What cannot be noted is not done; nothing is called durable, and nothing is lost when there is room again."""
+    with (
+        filesystem("ext4", scratch / "r") as mounted,
+        filesystem("ext4", scratch / "t", 32 * MIB) as small,
+    ):
+        pair = Pair(source, replica_below(mounted), scratch / "state")
+        (scratch / "state").mkdir()
+        pair.receive_state = small / "state"
+        with pair:
+            (source / "kept").write_bytes(content(MIB))
+            pair.assert_same()
+            ballast = small / "ballast"
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(64 * KIB))
+            with contextlib.suppress(OSError), (small / "more").open("wb", buffering=0) as file:
+                while True:
+                    file.write(b"x")
+            for number in range(2000):
+                (source / f"file{number}").write_bytes(content(100, number))
+            (source / "kept").rename(source / "renamed")
+            assert pair.try_wait(3)[0] == 1
+            assert pair.healthy()
+            receiver = pair.receiver
+            assert receiver is not None
+            eventually(
+                lambda: "No space left" in receiver.text() or "disk is full" in receiver.text(), PATIENCE, "told"
+            )
+            ballast.unlink()
+            mended(pair)
+            pair.kill_receiver()
+            pair.restart_receiver()
+            mended(pair)
+
+
+def test_a_full_disk_under_the_senders_state(source: Path, scratch: Path) -> None:
+    """It has nothing to note while it runs; starting on one, it says what to do."""
+    with (
+        filesystem("ext4", scratch / "r") as mounted,
+        filesystem("ext4", scratch / "t", 16 * MIB) as small,
+    ):
+        pair = Pair(source, replica_below(mounted), scratch / "state")
+        (scratch / "state").mkdir()
+        pair.send_state = small / "state"
+        with pair:
+            pair.wait()
+            ballast = small / "ballast"
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4 * KIB))
+            for number in range(100):
+                (source / f"file{number}").write_bytes(content(KIB, number))
+            pair.assert_same(timeout=PATIENCE)
+            ballast.unlink()
+            mended(pair)
