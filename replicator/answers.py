@@ -2,7 +2,7 @@
 
 Takes the bodies of requests, which come from a peer that is not trusted; gives bodies of answers, at once or (what has
 to read content) later. Reads the replica and changes nothing, but for extras that the sender has looked at and does not
-have.
+have, and the mark of a torn replica.
 """
 
 from __future__ import annotations
@@ -47,12 +47,21 @@ class Answers:
                     )
                 case "nameless":
                     reply({"ids": [id.text() for id in self._mirror.nameless(NAMELESS)]})
+                case "beneath":
+                    reply(self._count([strict.slot(*pair) for pair in body["names"]], int(body["most"])))
+                case "mended":
+                    self._mirror.mended()
+                    reply({})
                 case "compare":
                     self._judge.compare(body["items"], reply)
                 case _:
                     reply({"error": "the receiver's version does not know that request"})
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise RemoteError(f"the peer made a request that makes no sense: {error}") from error
+
+    def _count(self, slots: list[Slot], most: int) -> dict[str, Any]:
+        """How many names each of those is with all beneath it, up to `most`."""
+        return {"numbers": [self._mirror.count(slot, most) for slot in slots]}
 
     def remove_extras(self, facts: Facts) -> None:
         """Remove what only the replica has, where the source was looked at and has nothing."""

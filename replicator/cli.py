@@ -86,6 +86,9 @@ def send(
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="In gitignore syntax; may be repeated.")
     ] = None,
+    max_delete: Annotated[
+        int | None, typer.Option("--max-delete", metavar="N", min=0, help="Hold deletions of more names in a minute.")
+    ] = None,
     scrub: Annotated[
         str | None,
         typer.Option("--scrub", metavar="DURATION", help="Compare both sides every so often, and mend: 24h, 7d, ..."),
@@ -123,6 +126,7 @@ def send(
         sensor,
         scan,
         tuple(exclude or ()),
+        max_delete,
         files,
         detach_hooks,
         ring_bytes,

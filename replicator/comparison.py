@@ -61,15 +61,43 @@ class Comparison:
     def _names_compared(self, body: dict[str, Any]) -> None:
         lost = inquiry.refusal(body) is not None
         there = [] if lost else inquiry.directories(body)
+        extra: dict[Slot, Due] = {}
         now = time.monotonic_ns()
+        for directory, names in there:
+            known = self._outbox.index.children(directory)
+            due = self._comparing.get(directory)
+            if due is not None:
+                extra.update((Slot(directory, name), due) for name in names if name not in known)
+                for name in known:  # it may mean another inode there
+                    self._outbox.resolver.look(Slot(directory, name), now, due.generation, force=True)
+        limit = self._outbox.deletions.limit
+        if lost or not extra or limit is None:
+            self._compared(extra, lost=lost)
+            return
+        slots = [(slot.parent.text(), slot.name.decode("latin-1")) for slot in extra]
+        self._ask({"op": "beneath", "names": slots, "most": limit + 1}, lambda body: self._counted(extra, body))
+
+    def _counted(self, extra: dict[Slot, Due], body: dict[str, Any]) -> None:
+        """How much each of those names is: what is too much is left on the replica."""
+        lost = inquiry.refusal(body) is not None
+        amounts = [] if lost else inquiry.numbers(body, len(extra))
+        now = time.monotonic_ns()
+        few: dict[Slot, Due] = {}
+        for (slot, due), names in zip(extra.items(), amounts, strict=False):
+            held = Due(self._outbox.generations.hold(due.generation), now)
+            if self._outbox.deletions.surplus(slot, names, held, now):
+                self._outbox.generations.release(held.generation)
+                few[slot] = due
+        self._compared(few, lost=lost)
+
+    def _compared(self, extra: dict[Slot, Due], *, lost: bool) -> None:
         compared, self._comparing = self._comparing, {}
+        now = time.monotonic_ns()
         if lost:  # asked again on the next connection
             for id, token in compared.items():
                 self._outbox.compare_names(id, token.since, token.generation)
-        for directory, names in there:
-            due = compared.get(directory)
-            for name in self._outbox.index.children(directory).keys() | set(names):
-                self._outbox.resolver.look(Slot(directory, name), now, due.generation if due else None, force=True)
+        for slot, due in extra.items():
+            self._outbox.resolver.look(slot, now, due.generation, force=True)
         for token in compared.values():
             self._outbox.generations.release(token.generation)
 

@@ -22,6 +22,8 @@ class SendOptions:
     sensor: str = "auto"
     scan: str = "auto"
     exclude: tuple[str, ...] = ()
+    max_delete: int | None = None
+    """Names that may be deleted within a minute; None for any number."""
     tls: TlsFiles | None = None
     detach_hooks: bool = False
     """A clean stop leaves nothing in the kernel."""

@@ -23,6 +23,11 @@ def nested(one: Ancestors, other: Ancestors) -> bool:
     return one[0] in other or other[0] in one
 
 
+def is_within(inner: Path, outer: Path) -> bool:
+    """Whether one path leads below (or to) the other, links resolved."""
+    return inner.resolve().is_relative_to(outer.resolve())
+
+
 def boot_id() -> str:
     """What tells this running kernel from every other."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -155,7 +155,7 @@ class Ledger:
     def _write(self, outbox: Outbox, now: int) -> None:
         if self._writing:
             return
-        self._told += outbox.take_told()
+        self._told += outbox.take_told(now)
         settled = self._journal.settled() if self._journal is not None else 0
         told, meta = list(self._told), self._meta()
         if not told and self._scanned == self.known:

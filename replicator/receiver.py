@@ -24,6 +24,7 @@ from replicator.link.sockets import accept, listen
 from replicator.link.tls import require_tls, server_context
 from replicator.mirror.durability import SyncJob
 from replicator.mirror.mirror import Mirror
+from replicator.model import Refusal
 from replicator.observe.control import Caller, ControlServer
 from replicator.observe.log import Seldom, printable
 from replicator.observe.metrics import ReceiverMetrics
@@ -79,6 +80,9 @@ class Receiver:
         self._interests: dict[Connection, int] = {}
         self._refused = Seldom()
         self._unsynced = 0
+        self._sick: str | None = None
+        """Why nothing that is taken would be durable: no sender is let in before the disk can be synced again."""
+        self._unsyncable = Seldom(10.0)
         self._next_sync = 0.0
         self._bytes = [0, 0]
         self._ticked = 0.0
@@ -181,11 +185,14 @@ class Receiver:
         self.metrics.epochs.add()
         self.metrics.applied_bytes.add(sum(len(data) for _, _, data in epoch.payload))
         self.metrics.needs.add(len(answer.needs))
-        self.metrics.refusals.add(len(answer.refusals))
-        number = self._refused.count(len(answer.refusals))
+        self._log_refusals(answer.refusals)
+
+    def _log_refusals(self, refusals: tuple[Refusal, ...]) -> None:
+        self.metrics.refusals.add(len(refusals))
+        number = self._refused.count(len(refusals))
         if number:
             more = f" (and {number - 1} more)" if number > 1 else ""
-            log.error("cannot apply %s: %s%s", answer.refusals[0].id.text(), answer.refusals[0].reason, more)
+            log.error("cannot apply %s: %s%s", refusals[0].id.text(), refusals[0].reason, more)
 
     def _greet(self, connection: Connection, hello: m.Hello) -> None:
         refusal = self._objection(hello)
@@ -244,6 +251,8 @@ class Receiver:
                 " not",
                 permanent=True,
             )
+        if self._sick is not None:
+            return m.Refuse("sick", self._sick, permanent=False)
         if not self.mirror.still_there():
             return m.Refuse("root-gone", f"the replica {self.options.root} is not what it was", permanent=False)
         self._sender = (hello.source, hello.instance)
@@ -293,18 +302,33 @@ class Receiver:
         self._next_sync = time.monotonic() + min(1.0, seconds)
         self.metrics.sync_seconds.observe(seconds)
         before = self.mirror.durable_epoch
-        number = self.mirror.finish_sync(job)
+        number, lost = self.mirror.finish_sync(job)
         if job.error is not None:
-            log.error("cannot sync %s: %s; trying again", self.options.root, job.error.strerror)
-            self._unsynced = self._unsynced or job.epoch
-            self._next_sync = time.monotonic() + 1.0
+            self._failed_sync(job)
+        elif self._sick is not None:
+            log.warning("%s can be synced again", self.options.root)
+            self._sick = None
+        if lost:
+            self._log_refusals(lost)
         self.metrics.durable_epoch.set(number)
         session = self._session
         if session is not None and number > max(before, session.session.durable) and number <= session.session.applied:
             try:
-                session.say(m.Durable(number))
-            except (LinkLost, RemoteError) as lost:
-                self._ended(session, str(lost), logging.INFO)
+                session.say(m.Durable(number, lost))
+            except (LinkLost, RemoteError) as error:
+                self._ended(session, str(error), logging.INFO)
+
+    def _failed_sync(self, job: SyncJob) -> None:
+        trouble = self.mirror.trouble or ""
+        if self._unsyncable.count(1):
+            log.error("%s; trying again", trouble)
+        self._unsynced = self._unsynced or max(job.epoch, 1)
+        self._next_sync = time.monotonic() + 1.0
+        if job.failed:
+            # What was written may be lost, so all that is not durable must come again: the sender's to know.
+            self._sick = trouble
+            if self._session is not None:
+                self._drop(self._session, trouble)
 
     def _tick(self) -> None:
         if time.monotonic() - self._ticked < TICK:
@@ -347,6 +371,7 @@ class Receiver:
                 "durable_epoch": self.mirror.durable_epoch,
                 "open_epoch": open_epoch,
                 "state": f"incomplete, epoch {open_epoch} open" if open_epoch else "complete",
+                "trouble": self.mirror.trouble or "",
             }
         )
 

@@ -80,6 +80,7 @@ class Requests:
             "filesystem": sender.source.fstype,
             "receiver": str(sender.options.address),
             "phase": sender.phase,
+            "excluded": [printable(path) for path in sender.excluded()],
             "connected": sender.uplink.connection is not None,
             "waiting_for": sender.uplink.waiting_for,
             "sensor": sensor_name(sender.sensor),
@@ -104,4 +105,6 @@ class Requests:
             "scrub": sender.scrub.status() if sender.scrub is not None else None,
             "refused": [sender.describe(id) for id in stuck[:100]],
             "refused_files": len(stuck),
+            "held_deletions": outbox.deletions.holding,
+            "max_delete": outbox.deletions.limit,
         }

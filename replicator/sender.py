@@ -12,9 +12,10 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from replicator.comparison import Comparison
 from replicator.config import SendOptions
 from replicator.dirty.writers import Writers
 from replicator.errors import EnvironmentFault, RemoteError
-from replicator.host import ancestors, boot_id
+from replicator.host import ancestors, boot_id, is_within
 from replicator.intake import Intake
 from replicator.journal.marks import Doubt, Mark, Whole
 from replicator.keeper.hooks import Hooks
@@ -42,7 +43,7 @@ from replicator.ledger import Ledger
 from replicator.link import message as m
 from replicator.link.connection import LinkLost
 from replicator.link.tls import client_context
-from replicator.model import FileId, Slot
+from replicator.model import FileId, Refusal, Slot
 from replicator.observe.control import ControlServer
 from replicator.observe.log import Seldom, printable
 from replicator.observe.metrics import SenderMetrics
@@ -54,6 +55,7 @@ from replicator.source.outbox import Outbox
 from replicator.state import StateDirectory
 from replicator.tree.exclude import Exclude
 from replicator.tree.handles import SourceRoot
+from replicator.tree.own import own_directories
 from replicator.uplink import Uplink
 from replicator.verify.scrub import Scrub
 from replicator.work import Worker
@@ -96,6 +98,7 @@ class Sender:
         defer(self.source.close)
         self.ledger = Ledger(self.state.path, {"root": self.source.id.text(), "exclude": options.exclude})
         defer(self.ledger.close)
+        self._exclude_own()
         self.metrics = SenderMetrics()
         self.hooks = Hooks.open(options.state, self.source, detach=options.detach_hooks)
         defer(self.hooks.close)
@@ -113,7 +116,7 @@ class Sender:
         self.metrics.hooks_adopted.set(1 if sensor.adopted else 0)
         self.metrics.sensor.info({"sensor": sensor_name(self.sensor)})
         coverage = self.sensor.coverage()
-        for limit in limits(self.source.fstype, coverage):
+        for limit in limits(self.source.fstype, coverage, dax=self.source.dax):
             log.warning("%s", limit)
         for item in coverage:
             if item.refused:
@@ -138,6 +141,7 @@ class Sender:
             writers=Writers(command_of, cgroups.path),
             index=self.ledger.index(self.source.id),
             last_epoch=self.ledger.last_epoch,
+            max_delete=options.max_delete,
         )
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
         self.catchup = Catchup(self.source, self.ledger.store, self.outbox, options.scan)
@@ -190,6 +194,9 @@ class Sender:
         self.phase = "scanning"
         self.outbox.succeeding = True
         self.outbox.outsiders.forget()
+        for id in self.exclude.own:  # made in the source since the predecessor looked
+            for slot in self.index.slots_of(id):
+                self.resolver.look(slot, now)
         items = self.journal.restored()
         if items is None:
             self.journal.forget()
@@ -324,7 +331,7 @@ class Sender:
                 self.journal.marks((Whole(id) for id in answer.needs), now)
                 self.journal.marks((Doubt(id) for id in answer.doubts), now)
                 self.journal.marks((SlotLook(slot, None) for slot in answer.looks), now)
-                self._refusals(message)
+                self._refusals(answer.refusals)
                 try:
                     ages = self.outbox.applied(answer, now)
                 except RemoteError as error:
@@ -334,6 +341,9 @@ class Sender:
                 self.metrics.epochs.add()
             elif isinstance(message, m.Durable):
                 self.ledger.durable = message.epoch
+                self._refusals(message.lost)
+                self.journal.marks((Whole(refusal.id) for refusal in message.lost), now)
+                self.outbox.lost(message.lost, message.epoch, now)
                 self.metrics.durable_epoch.set(message.epoch)
                 self._observe(self.metrics.lag_durable, self.outbox.durable(message.epoch, now))
             elif isinstance(message, m.Checked):
@@ -354,8 +364,7 @@ class Sender:
         if ages:
             histogram.observe_many(np.array(ages) / SECOND)
 
-    def _refusals(self, message: m.Applied) -> None:
-        refusals = message.answer.refusals
+    def _refusals(self, refusals: tuple[Refusal, ...]) -> None:
         self.metrics.refusals.add(len(refusals))
         number = self._refused.count(len(refusals))
         if number:
@@ -384,6 +393,9 @@ class Sender:
             self.catchup.survey()
             self.uplink.drop(LinkLost("connecting anew, to compare everything"))
             return
+        for id in self._exclude_own():
+            for slot in self.index.slots_of(id):
+                self.resolver.look(slot, now)
         other = self.identity.replica not in (None, welcome.replica)
         if self.identity.replica != welcome.replica:
             self.identity.replica = welcome.replica
@@ -401,6 +413,27 @@ class Sender:
             self.outbox.checking = True
             self.catchup.sweep()
             self.phase = "scanning"
+        if welcome.open:  # it may have a part only: it has all once what is owed now is durable
+            self._barrier(lambda: self.ask({"op": "mended"}, lambda body: None))
+
+    def _exclude_own(self) -> list[FileId]:
+        """Leave out what daemons of this host keep in the source; those that are new to us."""
+        found = own_directories(self.source, self.options.state)
+        if self.source.id in found:
+            raise EnvironmentFault(
+                f"{self.source.path} is the state directory of a daemon: name another with --state, or another source"
+            )
+        new = [id for id in found if id not in self.exclude.own]
+        self.exclude.own.update(found)
+        for path in self.excluded(new):
+            log.info("%s is not replicated: rsyncfs keeps its state there", path)
+        return new
+
+    def excluded(self, ids: Iterable[FileId] | None = None) -> list[str]:
+        """Which directories (of `ids`) in the source are left out because they are rsyncfs's own."""
+        own = self.exclude.own
+        paths = [own[id] for id in (own if ids is None else ids)]
+        return [path for path in paths if is_within(Path(path), self.options.source)]
 
     def ask(self, body: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """Have the receiver answer a request, in the stream of epochs. Without a session the answer has an "error"."""
@@ -493,6 +526,7 @@ class Sender:
         metrics.connected.set(1 if self.uplink.connection is not None else 0)
         metrics.dirty_files.set(len(self.table) + self.outbox.reading)
         metrics.dirty_bytes.set(self.outbox.dirty_bytes())
+        metrics.held_deletions.set(self.outbox.deletions.holding)
         metrics.held_files.set(len(self.outbox.pace.stuck()))
         metrics.inflight_epochs.set(len(self.outbox.inflight))
         metrics.scan_files.set(len(self.index))

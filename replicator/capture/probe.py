@@ -120,8 +120,13 @@ def support(fstype: str, offered: Mechanisms, fanotify: bool) -> Support:
     return Support(fstype, sensor_name(sensor), "", families, tuple(coverage), limits(fstype, coverage))
 
 
-def limits(fstype: str, coverage: Sequence[Coverage]) -> tuple[str, ...]:
-    """What remains invisible with this coverage, one sentence each."""
+def limits(fstype: str, coverage: Sequence[Coverage], *, dax: bool = False) -> tuple[str, ...]:
+    """What remains invisible with this coverage, one sentence each. `dax`: mappings reach the medium itself."""
+    if dax:
+        return (
+            "the source is mounted with DAX: stores through a mapping are invisible there, and files that are written"
+            " through mmap are not followed; mount it with -o dax=never",
+        )
     if fstype != "tmpfs":
         return ()
     found = [

@@ -10,6 +10,7 @@ Times travel as seconds and nanoseconds, since some filesystems keep years that 
 from __future__ import annotations
 
 import binascii
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -65,7 +66,7 @@ def encode_answer(answer: Answer) -> bytes:
     if answer.looks:
         tree["l"] = [[look.parent.text(), look.name.decode("latin-1")] for look in answer.looks]
     if answer.refusals:
-        tree["r"] = [[refusal.id.text(), strict.sentence(refusal.reason)] for refusal in answer.refusals]
+        tree["r"] = _refusals(answer.refusals)
     if answer.doubts:
         tree["d"] = [doubt.text() for doubt in answer.doubts]
     return orjson.dumps(tree)
@@ -75,14 +76,32 @@ def decode_answer(epoch: int, payload: Buffer) -> Answer:
     """The answer in a payload. RemoteError if it is not one."""
     tree = strict.whole_object(strict.parse(payload), _ANSWER, "an answer")
     looks = (_fields(item, 2, "a slot") for item in strict.array(tree.get("l", []), "slots"))
-    refusals = (_fields(item, 2, "a refusal") for item in strict.array(tree.get("r", []), "refusals"))
     return Answer(
         epoch=epoch,
         needs=tuple(map(strict.file_id, strict.array(tree.get("n", []), "ids"))),
         looks=tuple(strict.slot(parent, name) for parent, name in looks),
-        refusals=tuple(Refusal(strict.file_id(of), strict.reason(reason)) for of, reason in refusals),
+        refusals=_read_refusals(tree.get("r", [])),
         doubts=tuple(map(strict.file_id, strict.array(tree.get("d", []), "ids"))),
     )
+
+
+def encode_refusals(refusals: Sequence[Refusal]) -> bytes:
+    """The payload that has nothing but them."""
+    return orjson.dumps(_refusals(refusals))
+
+
+def decode_refusals(payload: Buffer) -> tuple[Refusal, ...]:
+    """The refusals in such a payload. RemoteError if it is not one."""
+    return _read_refusals(strict.parse(payload))
+
+
+def _refusals(refusals: Sequence[Refusal]) -> list[list[str]]:
+    return [[refusal.id.text(), strict.sentence(refusal.reason)] for refusal in refusals]
+
+
+def _read_refusals(value: Any) -> tuple[Refusal, ...]:
+    pairs = (_fields(item, 2, "a refusal") for item in strict.array(value, "refusals"))
+    return tuple(Refusal(strict.file_id(of), strict.reason(reason)) for of, reason in pairs)
 
 
 def _inode(fact: InodeFact) -> dict[str, Any]:

@@ -74,7 +74,7 @@ LIMITS: dict[int, int] = {
     Type.DATA: MAX_DATA + DATA_PREFIX,
     Type.END: 12,
     Type.APPLIED: MAX_FACTS,
-    Type.DURABLE: 0,
+    Type.DURABLE: MAX_FACTS,
     Type.PING: 0,
     Type.PONG: 0,
     Type.CHECK: MAX_FACTS,

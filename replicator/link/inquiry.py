@@ -82,3 +82,11 @@ def _name(entry: Any) -> tuple[tuple[bytes, ...], str]:
     if len(pair) != 2 or not pair[0]:
         strict.bad("a path and what is wrong with it", entry)
     return tuple(map(strict.name, strict.array(pair[0], "a path"))), strict.reason(pair[1])
+
+
+def numbers(body: dict[str, Any], count: int) -> list[int]:
+    """So many numbers."""
+    found = [strict.number(value, "a number") for value in strict.array(body.get("numbers"), "numbers")]
+    if len(found) != count:
+        strict.bad(f"{count} numbers", body)
+    return found

@@ -18,7 +18,7 @@ import orjson
 from replicator.link import facts as facts_codec
 from replicator.link import frame, strict
 from replicator.link.frame import Buffer, Frame, Type
-from replicator.model import END_OF_FILE, Answer, Facts, FileId
+from replicator.model import END_OF_FILE, Answer, Facts, FileId, Refusal
 
 PROTOCOL = 2
 """The newest protocol version this side speaks (what the frames mean)."""
@@ -123,9 +123,10 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Durable:
-    """All epochs up to this one survive a power cut."""
+    """All epochs up to this one survive a power cut, but for the inodes in `lost`, which must come once more."""
 
     epoch: int
+    lost: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,8 @@ def _pack(message: Message) -> tuple[Type, int, list[Buffer]]:
             return Type.END, epoch, [_END.pack(frames, length)]
         case Applied(answer):
             return Type.APPLIED, answer.epoch, [facts_codec.encode_answer(answer)]
-        case Durable(epoch):
-            return Type.DURABLE, epoch, []
+        case Durable(epoch, lost):
+            return Type.DURABLE, epoch, [facts_codec.encode_refusals(lost)] if lost else []
         case Ping(token):
             return Type.PING, token, []
         case Pong(token):
@@ -328,7 +329,9 @@ _DECODERS: dict[Type, Callable[[int, Buffer], Message]] = {
     Type.DATA: _data,
     Type.END: _end,
     Type.APPLIED: lambda number, payload: Applied(facts_codec.decode_answer(_epoch(number), payload)),
-    Type.DURABLE: lambda number, payload: Durable(_epoch(number)),
+    Type.DURABLE: lambda number, payload: Durable(
+        _epoch(number), facts_codec.decode_refusals(payload) if len(payload) else ()
+    ),
     Type.PING: lambda number, payload: Ping(number),
     Type.PONG: lambda number, payload: Pong(number),
     Type.CHECK: lambda number, payload: Check(number, _body(payload)),

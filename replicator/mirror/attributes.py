@@ -15,6 +15,8 @@ from replicator import syscalls
 from replicator.model import Attributes, Kind, kind_of, replicated_xattr
 
 _CAPABILITY = b"security.capability"
+_SECOND = 1_000_000_000
+_FAR = 2**31 * _SECOND
 _LABEL = b"security.selinux"
 
 
@@ -75,6 +77,14 @@ def apply(fd: int, wanted: Attributes) -> None:
 def set_time(fd: int, mtime_ns: int) -> None:
     """Set the modification time (ns) of an O_PATH descriptor; the access time stays."""
     syscalls.utimens(fd, b"", None, mtime_ns, syscalls.AT_EMPTY_PATH)
+
+
+def shows(found_ns: int, mtime_ns: int) -> bool:
+    """Whether a file whose time was set to `mtime_ns` may show `found_ns`: some filesystems round to seconds, and what
+    is far from the present may not fit."""
+    if found_ns == mtime_ns or not 0 <= mtime_ns < _FAR:
+        return True
+    return found_ns % _SECOND == 0 and found_ns // _SECOND == mtime_ns // _SECOND
 
 
 def _own(xattrs: Mapping[bytes, bytes], wanted: Attributes) -> dict[bytes, bytes]:

@@ -51,8 +51,7 @@ class Births:
         copy = open_beneath(limbo_fd, name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             copy_content(copy, fd)
-            attributes.apply(copy, have)
-            attributes.set_time(copy, have.mtime_ns)
+            attributes.apply(copy, have)  # its time follows when its bytes are synced
             self._replace_everywhere(id, name, copy)
         except OSError:
             os.close(copy)

@@ -22,9 +22,13 @@ _COPY = 1 << 30
 
 
 def write_in_place(fd: int, fact: InodeFact, pieces: Iterable[Piece]) -> None:
-    """Truncate to `lowest`, punch `holes`, write `pieces`, and unless the fact is partial set the size."""
+    """Truncate to `lowest`, punch `holes`, write `pieces`, and unless the fact is partial set the size.
+
+    A whole content is written over what is there: until the rest has come, and if the disk is full for good, the old
+    bytes are better than none.
+    """
     size = os.fstat(fd).st_size
-    if fact.lowest is not None and fact.lowest < size:
+    if fact.lowest is not None and fact.lowest < size and not (fact.whole and _has_no_gap(fact)):
         os.ftruncate(fd, fact.lowest)
         size = fact.lowest
     for hole in fact.holes:
@@ -35,6 +39,16 @@ def write_in_place(fd: int, fact: InodeFact, pieces: Iterable[Piece]) -> None:
         _write(fd, offset, data)
     if not fact.partial and os.fstat(fd).st_size != fact.size:
         os.ftruncate(fd, fact.size)
+
+
+def _has_no_gap(fact: InodeFact) -> bool:
+    """Whether bytes and holes follow one another from the beginning on, to the end unless the fact is partial."""
+    at = 0
+    for extent in sorted((*fact.data, *fact.holes)):
+        if extent.offset > at:
+            return False
+        at = max(at, extent.end)
+    return fact.partial or at >= fact.size
 
 
 def copy_content(target: int, source: int) -> None:

@@ -9,9 +9,7 @@ raises.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import sqlite3
 from dataclasses import replace
 
 from replicator.mirror import attributes
@@ -23,7 +21,7 @@ from replicator.mirror.intents import Intent, IntentLog
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
 from replicator.mirror.naming import NamingSteps, SkippedError, places_of
-from replicator.mirror.records import after_adorn, after_create, after_write, doubted
+from replicator.mirror.records import after_adorn, after_create, after_write, doubted, lost
 from replicator.mirror.steps import (
     LIMBO,
     Adorn,
@@ -32,6 +30,7 @@ from replicator.mirror.steps import (
     Exchange,
     Link,
     Plan,
+    Record,
     Rename,
     Rmdir,
     Stamp,
@@ -104,8 +103,6 @@ class Executor:
                 self._limbo.ensure(wanted)
             except OSError as error:
                 run.limbo_error = error
-            except sqlite3.OperationalError as error:
-                run.limbo_error = OSError(errno.ENOSPC, f"inventory: {error}")
 
     def _intent(self, run: _Run) -> Intent:
         intent = Intent(run.facts.epoch)
@@ -156,6 +153,8 @@ class Executor:
                 handle = self._births.create(fact, run.pieces.get(index, []))
                 self._inventory.put(id, after_create(fact), handle)
                 self._inventory.bind(step.place, id)
+                if fact.kind is Kind.FILE:
+                    self._inventory.wrote(id)
                 if fact.kind is Kind.FILE and fact.size and not fact.partial:
                     self._inventory.owe_time(id, fact.attributes.mtime_ns)
             case Rename() | Link() | Exchange() | Unlink() | Rmdir():
@@ -180,12 +179,18 @@ class Executor:
             raise SkippedError
         fd = self._ground.open(id, os.O_RDWR)
         try:
+            if not fact.whole and self._is_foreign(id, record, os.fstat(fd)):
+                self._distrust(run, id, record)
+                return
+            inventory.wrote(id)
             if os.fstat(fd).st_nlink != len(inventory.places(id)):
                 fd = self._births.break_link(id, fd)
             try:
                 write_in_place(fd, fact, run.pieces.get(index, []))
             except OSError:
-                inventory.put(id, replace(record, complete=False, suspect=True, mtime_ns=-1, ctime_ns=None))
+                inventory.put(id, lost(record))
+                with contextlib.suppress(OSError):  # what it has more than before is in the way of others
+                    os.ftruncate(fd, min(record.size, os.fstat(fd).st_size))
                 raise
         finally:
             os.close(fd)
@@ -204,10 +209,16 @@ class Executor:
             changes = attributes.differ(fd, wanted)
             status = os.fstat(fd)
             late = id in run.written or inventory.owes_time(id)
+            if not late and self._is_foreign(id, record, status):
+                self._distrust(run, id, record)
+                return
             shared = fact.kind is not Kind.DIRECTORY and status.st_nlink != len(inventory.places(id))
             if shared and (changes or status.st_mtime_ns != wanted.mtime_ns):
                 fd = self._births.part(id, fact, fd)
                 changes = True
+                if fact.kind is Kind.FILE:  # a copy, whose bytes are as new as those of a write
+                    inventory.wrote(id)
+                    late = True
             if changes:
                 attributes.apply(fd, wanted)
             if late:
@@ -220,6 +231,16 @@ class Executor:
         finally:
             os.close(fd)
         inventory.put(id, after_adorn(record, fact))
+
+    def _is_foreign(self, id: FileId, record: Record, status: os.stat_result) -> bool:
+        """Whether somebody else has changed the content of a regular file: size or time are not what was set last."""
+        if record.kind is not Kind.FILE or not record.sound or record.mtime_ns == -1 or self._inventory.owes_time(id):
+            return False
+        return status.st_size != record.size or not attributes.shows(status.st_mtime_ns, record.mtime_ns)
+
+    def _distrust(self, run: _Run, id: FileId, record: Record) -> None:
+        self._inventory.put(id, lost(record))
+        run.plan.needs[id] = None
 
     def stamp(self, id: FileId) -> None:
         """Set a directory's time to what it is to be."""

@@ -130,6 +130,41 @@ class Inspection:
             extra = self._foreign.extra_names(id)
         return sorted({*extra, *(name for name, _ in self._inventory.children(id))})
 
+    def count(self, place: Slot, most: int) -> int:
+        """How many names would be lost with a place and all beneath it, up to `most`; that too if it cannot be read.
+
+        None with a file that is known to have another name.
+        """
+        known = self._inventory.bound(place)
+        named = () if known is None else [at for at in self._inventory.places(known) if at.parent != LIMBO]
+        if len(named) > 1:
+            return 0
+        try:
+            fd = open_beneath(self._ground.directory(place.parent), place.name, os.O_RDONLY | os.O_DIRECTORY)
+        except NotADirectoryError:
+            return min(1, most)
+        except (OSError, AstrayError):
+            return most
+        found, open_directories = 1, [fd]
+        try:
+            while open_directories and found < most:
+                fd = open_directories.pop()
+                try:
+                    with os.scandir(fd) as entries:
+                        for entry in entries:
+                            found += 1
+                            if found < most and entry.is_dir(follow_symlinks=False):
+                                name = os.fsencode(entry.name)
+                                open_directories.append(open_beneath(fd, name, os.O_RDONLY | os.O_DIRECTORY))
+                finally:
+                    os.close(fd)
+        except OSError:
+            return most
+        finally:
+            for fd in open_directories:
+                os.close(fd)
+        return min(found, most)
+
     def nameless(self, most: int) -> list[FileId]:
         """Up to `most` inodes that are kept without a name of the user's."""
         return [id for _, id in islice(self._inventory.children(LIMBO), most)]

@@ -55,6 +55,10 @@ class IntentLog:
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path(self._number)))
 
+    def fileno(self) -> int:
+        """Of the file that is appended to, to be synced. Borrowed."""
+        return self._fd
+
     def turn(self) -> None:
         """What is appended from now on goes to a new file, which `settle` spares."""
         fd = self._open(self._number + 1)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
+from replicator.mirror.records import lost
 from replicator.mirror.rows import SCHEMA, Entry, Layer, Transaction, entry_of, id_of, key_of, row_of
 from replicator.mirror.steps import LIMBO, Exchange, Link, Naming, Record, Rename, Rmdir, Unlink
 from replicator.model import FileId, Kind, Slot
@@ -147,6 +149,16 @@ class Inventory:
         self._grow.handles[handle] = id
         self._grow.inodes[id] = (record, handle)
 
+    def doubt(self, id: FileId) -> None:
+        """The bytes of a known inode are not what the record says: only a whole content helps."""
+        if self._entry(id) is None:
+            return
+        held = [layer for layer in self._layers() if layer.inodes.get(id) is not None]
+        for layer in held or [self._grow]:
+            record, handle = layer.inodes.get(id) or self._entry(id) or (None, b"")
+            assert record is not None
+            layer.inodes[id] = (lost(record), handle)
+
     def forget(self, id: FileId) -> None:
         """The replica no longer has it. Its names go, too."""
         entry = self._entry(id)
@@ -158,6 +170,7 @@ class Inventory:
             self._grow.handles[entry[1]] = None
             self._grow.inodes[id] = None
             self._grow.times.pop(id, None)
+            self._grow.written.discard(id)
 
     def bind(self, place: Slot, id: FileId) -> None:
         """`place` means `id` from now on, whatever it meant."""
@@ -212,16 +225,34 @@ class Inventory:
         """Whether its data is not durable yet."""
         return any(id in layer.times for layer in self._layers())
 
-    def times(self) -> list[tuple[FileId, int]]:
-        """The times that may be set once the frozen layer's data is synced: not of what was written again since."""
+    def times(self) -> list[tuple[FileId, int, int | None]]:
+        """Whose time is to be set once the frozen layer's data is synced, to what, and to what it will be set later."""
         if self._frozen is None:
             return []
-        return [item for item in self._frozen.times.items() if item[0] not in self._grow.times]
+        return [(id, mtime_ns, self._grow.times.get(id)) for id, mtime_ns in self._frozen.times.items()]
+
+    def wrote(self, id: FileId) -> None:
+        """Bytes of this file are to be synced."""
+        self._grow.written.add(id)
+
+    def written(self) -> list[FileId]:
+        """The known files whose bytes the frozen layer's sync is to make durable."""
+        if self._frozen is None:
+            return []
+        return [id for id in self._frozen.written if self._entry(id) is not None]
 
     def freeze(self) -> None:
         """Everything so far belongs to the next commit, what follows does not."""
         assert self._frozen is None
         self._frozen, self._grow = self._grow, Layer()
+
+    def changed(self, most: int) -> list[FileId]:
+        """The last inodes that the frozen layer is about, up to `most` by themselves and `most` for a name in them."""
+        if self._frozen is None:
+            return []
+        ids = list(islice((id for id, entry in reversed(self._frozen.inodes.items()) if entry is not None), most))
+        ids += islice((place.parent for place in reversed(self._frozen.bound) if place.parent != LIMBO), most)
+        return [id for id in dict.fromkeys(ids) if self._entry(id) is not None]
 
     def thaw(self) -> None:
         """The frozen layer did not become durable: it waits for the next freeze with what came after it."""

@@ -8,7 +8,9 @@ comes to own that name, limbo takes another.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import sqlite3
 from collections.abc import Collection
 
 from replicator import syscalls
@@ -38,6 +40,11 @@ class Limbo:
     def name(self) -> bytes:
         """What limbo is, or would be, called in the replica's root."""
         return self._name
+
+    @property
+    def candidates(self) -> list[bytes]:
+        """The names that it may have, or may have had, in the replica's root."""
+        return [self._name, *self._candidates]
 
     @property
     def place(self) -> Slot | None:
@@ -123,5 +130,8 @@ class Limbo:
 
     def _record(self, *names: bytes) -> None:
         if self._candidates != list(names):
-            self._inventory.set_meta(**{_META: os.fsdecode(b"/".join(names))})
+            try:
+                self._inventory.set_meta(**{_META: os.fsdecode(b"/".join(names))})
+            except sqlite3.OperationalError as error:
+                raise OSError(errno.ENOSPC, f"inventory: {error}") from error
             self._candidates = list(names)

@@ -4,7 +4,8 @@
     mirror.begin(source, source_root, instance)
     answer = mirror.apply(facts, payload)        visible when it returns
     job = mirror.start_sync(); job()             `job()` in a worker thread; apply may go on meanwhile
-    n = mirror.finish_sync(job)                  durable up to epoch n
+    n, lost = mirror.finish_sync(job)            durable up to epoch n, but for the files that are lost
+    mirror.mended()                              the sender owes nothing of before its session any more
     mirror.close()
 
 One thread calls everything but `job()`. Not promised: that `apply` is atomic for a reader of the tree; that an epoch
@@ -15,15 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sqlite3
 import uuid
 from pathlib import Path
 
-from replicator import syscalls
 from replicator.errors import EnvironmentFault, RefusedError
-from replicator.host import boot_id
-from replicator.mirror import root
+from replicator.host import boot_id, is_within
+from replicator.mirror import attributes, root, witness
 from replicator.mirror.adopt import adopt
 from replicator.mirror.durability import SyncJob
 from replicator.mirror.execute import Executor
@@ -37,9 +38,10 @@ from replicator.mirror.payload import Payload, sort_payload
 from replicator.mirror.plan import plan
 from replicator.mirror.records import forsaken
 from replicator.mirror.recover import Recovery
-from replicator.mirror.steps import Record
 from replicator.mirror.trust import check_facts
-from replicator.model import Answer, Attributes, Facts, FileId, Kind, Slot
+from replicator.model import Answer, Attributes, Facts, FileId, Kind, Refusal, Slot
+
+log = logging.getLogger(__name__)
 
 
 class Mirror:
@@ -58,8 +60,9 @@ class Mirror:
         self._foreign = Foreign(ground, self._limbo, inventory)
         self._inspection = Inspection(ground, self._limbo, inventory, self._foreign)
         self._executor = Executor(ground, self._limbo, inventory, intents)
-        self._owed_needs: dict[FileId, None] = {}
-        self._owed_looks: dict[Slot, None] = {}
+        self._witnesses: dict[str, str] = {}
+        self._lost: dict[FileId, str] = {}
+        """What is to be sent again although it was made durable, and why; to be told with the epoch."""
         self._syncing: SyncJob | None = None
         status = os.fstat(ground.root_fd)
         self._where = (status.st_dev, status.st_ino)
@@ -68,7 +71,8 @@ class Mirror:
         self.instance = int(inventory.meta("instance") or 0)
         self.durable_epoch = int(inventory.meta("durable_epoch") or 0)
         self.applied_epoch = self.durable_epoch
-        self.open_epoch: int | None = None
+        self._open: int | None = None
+        self._torn = int(inventory.meta("torn") or 0)
         self.trouble: str | None = None
         """Why the last finish_sync made nothing durable; None if it did."""
 
@@ -76,12 +80,23 @@ class Mirror:
     def open(cls, path: Path, state: Path, adopt: bool) -> Mirror:
         """Open a replica, recovering it if it was not closed. `state` is made if it is missing.
 
-        EnvironmentFault: no such root, no file handles, in use, populated without being ours, or not the one it was.
+        EnvironmentFault: no such root, no file handles, in use, populated without being ours, not the one it was, or a
+        state directory that cannot be written.
         """
+        try:
+            return cls._opened(path, state, adopt)
+        except sqlite3.Error as error:
+            raise EnvironmentFault(
+                f"the inventory in {state} cannot be used: {error}; free space there, or if it is damaged, remove the"
+                " directory and start with --adopt, which compares everything"
+            ) from error
+
+    @classmethod
+    def _opened(cls, path: Path, state: Path, adopt: bool) -> Mirror:
         fd = root.open_root(path)
         try:
             key = root.root_key(fd, path)
-            if root.is_within(state, path):
+            if is_within(state, path):
                 raise EnvironmentFault(f"the state directory {state} lies inside the replica {path}: name another one")
             state_fd = _open_state(state)
             inventory = Inventory(state / "inventory.sqlite")
@@ -105,14 +120,23 @@ class Mirror:
                 inventory.clear(root=key, replica=str(uuid.uuid4()), boot=boot_id(), clean="1")
                 intents.clear()
             mirror = cls(path, state, inventory, Ground(fd, inventory), intents, state_fd)
-            mirror._recover()
         except BaseException:
             intents.close()
             inventory.close()
             os.close(state_fd)
             os.close(fd)
             raise
+        try:
+            mirror._recover()
+        except BaseException:
+            mirror.abandon()
+            raise
         return mirror
+
+    @property
+    def open_epoch(self) -> int | None:
+        """The newest epoch of which the replica may have only a part, or have it only until a power cut; else None."""
+        return max(self._open or 0, self._torn) or None
 
     @property
     def empty(self) -> bool:
@@ -133,6 +157,9 @@ class Mirror:
                 raise RefusedError(f"the source of {self._path} has another root directory now: was it mounted?")
             for id, record in self._inventory.unsound():
                 self._inventory.put(id, forsaken(record))
+            if self._open is not None:  # who was to make it durable has gone
+                self._tear(max(self._open, self._torn))
+                self._open = None
             self.source, self.instance = source, instance
             self.durable_epoch = self.applied_epoch = 0
             self._set_root(source_root)
@@ -144,8 +171,8 @@ class Mirror:
         """Carry out one epoch. RemoteError, with nothing changed, if facts or payload are impossible."""
         check_facts(facts, self._inventory)
         pieces = sort_payload(facts, payload)
-        needs, looks = self._owed_needs, self._owed_looks
-        self._owed_needs, self._owed_looks = {}, {}
+        needs: dict[FileId, None] = {}
+        looks: dict[Slot, None] = {}
         adopt(facts, self._ground, self._inventory)
         for fact in facts.slots:
             if fact.id is not None and self._inventory.bound(fact.slot) == fact.id:
@@ -154,52 +181,68 @@ class Mirror:
         planned.needs = {**needs, **planned.needs}
         planned.looks = {**looks, **planned.looks}
         answer = self._executor.run(facts, pieces, planned)
-        self.applied_epoch = self.open_epoch = facts.epoch
+        self.applied_epoch = self._open = facts.epoch
         return answer
 
     def start_sync(self) -> SyncJob:
         """Begin to make everything applied so far durable. Only one at a time."""
         assert self._syncing is None
-        self._inventory.freeze()
+        inventory = self._inventory
+        inventory.freeze()
+        written = [(id, inventory.handle(id)) for id in inventory.written()]
+        self._witnesses.update(witness.note(inventory, self._ground.root_fd))
+        self._syncing = SyncJob(
+            self._ground.root_fd, self._intents.fileno(), self.instance, self.applied_epoch, written
+        )
         with contextlib.suppress(OSError):  # then the lines stay a cycle longer, which only costs a recovery some looks
             self._intents.turn()
-        self._syncing = SyncJob(self._ground.root_fd, self.instance, self.applied_epoch)
         return self._syncing
 
-    def finish_sync(self, job: SyncJob) -> int:
-        """End what start_sync began, after `job()` has returned: set times, commit. The last durable epoch.
+    def finish_sync(self, job: SyncJob) -> tuple[int, tuple[Refusal, ...]]:
+        """End what start_sync began, after `job()` has returned: set times, commit.
 
-        If the disk (then what may have been lost is asked for in the next answer) or the state directory failed, that
-        is as it was before; `job.error` and `trouble` say why.
+        The last durable epoch, and what is not durable although its epoch is: all of that must come once more, and be
+        known to be owed before the epoch is called durable. If the disk or the state directory failed, the epoch is
+        what it was; `job.error` and `trouble` say why. If it was the disk, nothing that was applied and is not durable
+        can be relied on: it must be sent again before anything is durable.
         """
         assert job is self._syncing
         self._syncing = None
         if job.error is not None:
-            for id, _ in self._inventory.times():
-                record = self._inventory.record(id)
-                if record is not None:
-                    self._inventory.put(id, Record(record.kind, record.size, complete=False, suspect=True))
-                    self._owed_needs[id] = None
+            for id in self._inventory.written():
+                self._inventory.doubt(id)
             self._inventory.thaw()
+            self._tear(self.applied_epoch)
+            self.applied_epoch = self.durable_epoch
             self.trouble = f"{self._path} cannot be synced: {job.error.strerror}"
-            return self.durable_epoch
+            return self.durable_epoch, ()
+        self._lost.update((id, f"sync: {error.strerror}") for id, error in job.lost.items())
         self._set_times()
+        for id in self._lost:
+            self._inventory.doubt(id)
         self._executor.rest()
         current = job.instance == self.instance
         epoch = job.epoch if current else self.durable_epoch
         try:
-            self._inventory.commit(durable_epoch=str(epoch))
+            self._inventory.commit(durable_epoch=str(epoch), torn=str(self._torn), **self._witnesses)
         except sqlite3.OperationalError as error:
             self._inventory.thaw()
             self.trouble = f"the inventory in {self._state} cannot be written: {error}"
             job.error = OSError(errno.EIO, self.trouble)
-            return self.durable_epoch
+            return self.durable_epoch, ()
         self.trouble = None
         self._intents.settle()
         self.durable_epoch = epoch
-        if self.open_epoch is not None and current and self.open_epoch <= epoch:
-            self.open_epoch = None
-        return epoch
+        if self._open is not None and current and self._open <= epoch:
+            self._open = None
+        lost, self._lost = self._lost, {}
+        known = self._inventory.record
+        return epoch, tuple(Refusal(id, reason) for id, reason in lost.items() if known(id) is not None)
+
+    def mended(self) -> None:
+        """What a crash may have torn was sent again, and is durable."""
+        if self._torn:
+            self._tear(0)
 
     def still_there(self) -> bool:
         """Whether the root's path still leads to the same directory of the same filesystem."""
@@ -250,6 +293,10 @@ class Mirror:
         """Which known inode a name means; None if none."""
         return self._inventory.bound(place)
 
+    def count(self, place: Slot, most: int) -> int:
+        """How many names would be lost with a place, up to `most`; that also if it cannot be found out."""
+        return self._inspection.count(place, most)
+
     def nameless(self, most: int) -> list[FileId]:
         """Up to `most` inodes that are kept without a name of the user's."""
         return self._inspection.nameless(most)
@@ -296,18 +343,27 @@ class Mirror:
             intents = self._intents.read()
             rebooted = self._inventory.meta("boot") != boot_id() and self._inventory.meta("clean") != "1"
             recovery = Recovery(self._ground, self._limbo, self._inventory, intents)
-            if rebooted:
-                recovery.after_power_cut()
+            if witness.reverted(self._inventory, self._ground.root_fd):
+                log.warning("%s was set back to an older state: it must be compared with the source", self._path)
+                recovery.after_revert()
+                self._torn = max(self._torn, self.durable_epoch, 1)
+                self.instance = self.durable_epoch = self.applied_epoch = 0
+                self._inventory.set_meta(instance="0", durable_epoch="0", torn=str(self._torn), witnesses="{}")
             else:
-                recovery.after_kill()
+                torn = max((intent.epoch for intent in intents if intent.epoch > self.durable_epoch), default=0)
+                if not rebooted:
+                    recovery.after_kill()
+                elif recovery.after_power_cut():
+                    torn = max(torn, self.durable_epoch + 1)
+                self._torn = max(torn, self._torn)
             for directory in recovery.disturbed():
                 with contextlib.suppress(OSError, AstrayError):
                     self._executor.stamp(directory)
             self._executor.rest()
-            self._inventory.commit()
+            self._inventory.commit(torn=str(self._torn))
             for id, mtime_ns in recovery.owed_times():
+                self._inventory.wrote(id)
                 self._inventory.owe_time(id, mtime_ns)
-            self.open_epoch = max((intent.epoch for intent in intents), default=None)
         self._intents.clear()
         self._inventory.set_meta(boot=boot_id(), clean="0")
 
@@ -315,14 +371,35 @@ class Mirror:
         self._inventory.set_root(source_root, self._ground.root_handle())
 
     def _set_times(self) -> None:
-        for id, mtime_ns in self._inventory.times():
-            # What is not where it was is asked for when the next fact about it comes.
-            with contextlib.suppress(OSError, AstrayError):
-                for place in self._inventory.places(id):
-                    if self._ground.holds(place, id):
-                        fd = self._ground.directory(place.parent)
-                        syscalls.utimens(fd, place.name, None, mtime_ns, syscalls.AT_SYMLINK_NOFOLLOW)
-                        break
+        for id, mtime_ns, later in self._inventory.times():
+            if id in self._lost or self._inventory.record(id) is None:
+                continue
+            try:
+                # Bytes that came since are not synced: the time that is to be theirs must not stand over them, but an
+                # older one may, and who writes without a pause would never see any time set.
+                self._set_time(id, mtime_ns, sync=later == mtime_ns)
+            except AstrayError:
+                self._lost[id] = "time: it is not where it was"
+            except OSError as error:
+                self._lost[id] = f"time: {error.strerror}"
+
+    def _set_time(self, id: FileId, mtime_ns: int, *, sync: bool) -> None:
+        record = self._inventory.record(id)
+        if record is not None and record.kind is Kind.DIRECTORY:
+            attributes.set_time(self._ground.directory(id), mtime_ns)
+            return
+        fd = self._ground.open(id, os.O_RDONLY if sync else os.O_PATH)
+        try:
+            if sync:
+                os.fsync(fd)
+            attributes.set_time(fd, mtime_ns)
+        finally:
+            os.close(fd)
+
+    def _tear(self, epoch: int) -> None:
+        self._torn = epoch
+        with contextlib.suppress(sqlite3.OperationalError):  # the next commit says it, too
+            self._inventory.set_meta(torn=str(epoch))
 
 
 def _open_state(state: Path) -> int:

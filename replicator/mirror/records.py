@@ -40,9 +40,15 @@ def is_lost(record: Record) -> bool:
     return record.suspect and not record.complete
 
 
+def lost(record: Record) -> Record:
+    """The record when nobody knows what its bytes, or its time, are."""
+    doubtful = replace(record, mtime_ns=-1, ctime_ns=None)
+    return replace(doubtful, complete=False, suspect=True) if record.kind is Kind.FILE else doubtful
+
+
 def forsaken(record: Record) -> Record:
     """The record when the sender that may have owed bytes is replaced by one that does not know of them."""
-    return record if record.sound else replace(record, complete=False, suspect=True, mtime_ns=-1, ctime_ns=None)
+    return record if record.sound else lost(record)
 
 
 def doubted(record: Record) -> Record:

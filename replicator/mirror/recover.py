@@ -18,6 +18,7 @@ from replicator.mirror.ground import Ground, handle_of, open_beneath
 from replicator.mirror.intents import Intent
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
+from replicator.mirror.records import lost
 from replicator.mirror.steps import LIMBO, Record, limbo_place
 from replicator.model import FileId, Kind, Slot
 
@@ -36,6 +37,8 @@ class Recovery:
                 self._made[handle] = (id, record)
         self._handles = {id: handle for handle, (id, _) in self._made.items()}
         self._affected: dict[FileId, None] = {}
+        self._differs = False
+        self._reverted = False
 
     def after_kill(self) -> None:
         """Look at every place that an open epoch mentions."""
@@ -46,8 +49,8 @@ class Recovery:
         self._look_into_limbo()
         self._finish()
 
-    def after_power_cut(self) -> None:
-        """Look at everything."""
+    def after_power_cut(self) -> bool:
+        """Look at everything. Whether the disk had anything else than the inventory: part of an epoch, then."""
         inventory = self._inventory
         seen: dict[Slot, FileId] = {}
         entered = {inventory.root}
@@ -60,6 +63,7 @@ class Recovery:
                     handle = handle_of(fd, name)
                     id = None if handle is None else self._identify(handle)
                     if id is None:
+                        self._differs = self._differs or not self._is_private(directory, name)
                         continue
                     seen[Slot(directory, name)] = id
                     record = inventory.record(id)
@@ -75,10 +79,20 @@ class Recovery:
             for place in list(inventory.places(id)):
                 if seen.get(place) != id:
                     inventory.unbind(place, keep=True)
+                    self._differs = True
         for place, id in seen.items():
-            inventory.bind(place, id)
+            if inventory.bound(place) != id:
+                inventory.bind(place, id)
+                self._differs = True
         self._look_into_limbo()
         self._finish()
+        return self._differs
+
+    def after_revert(self) -> None:
+        """Look at everything; what is not as the inventory says was durable once, so nobody owes it any more."""
+        self._reverted = True
+        self._intents = []
+        self.after_power_cut()
 
     def disturbed(self) -> list[FileId]:
         """The directories whose modification times may be the crash's instead of the source's."""
@@ -96,6 +110,10 @@ class Recovery:
             if record is not None and record.kind is Kind.FILE and record.mtime_ns != -1:
                 found.append((id, record.mtime_ns))
         return found
+
+    def _is_private(self, directory: FileId, name: bytes) -> bool:
+        """Whether that name is limbo's, or the filesystem's own."""
+        return directory == self._inventory.root and (name == b"lost+found" or name in self._limbo.candidates)
 
     def _identify(self, handle: bytes) -> FileId | None:
         """Which id an inode found on disk is; one that an open epoch made enters the inventory."""
@@ -174,6 +192,10 @@ class Recovery:
     def _compare(self, fd: int, name: bytes, id: FileId, record: Record) -> None:
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if not record.sound or (status.st_size == record.size and status.st_mtime_ns == record.mtime_ns):
+            return
+        self._differs = True
+        if self._reverted:
+            self._inventory.put(id, lost(record))
             return
         self._inventory.put(id, replace(record, suspect=True))
         if status.st_size == record.size and record.mtime_ns != -1:

@@ -62,11 +62,6 @@ def is_empty(fd: int) -> bool:
     return all(name == _ALWAYS for name in os.listdir(fd))
 
 
-def is_within(inner: Path, outer: Path) -> bool:
-    """Whether one path leads below (or to) the other, links resolved."""
-    return inner.resolve().is_relative_to(outer.resolve())
-
-
 def _filesystem(fd: int) -> bytes:
     buffer = bytearray(17)
     try:

@@ -38,7 +38,8 @@ def id_of(key: bytes) -> FileId:
 
 
 class Layer:
-    """Changed rows; None stands for a deleted one. `times` are modification times to set once the data is synced."""
+    """Changed rows; None stands for a deleted one. `times` are modification times to set once the data is synced,
+    `written` the files whose bytes are to be synced."""
 
     def __init__(self) -> None:
         self.inodes: dict[FileId, Entry | None] = {}
@@ -47,6 +48,7 @@ class Layer:
         self.names: dict[FileId, set[bytes]] = {}
         self.handles: dict[bytes, FileId | None] = {}
         self.times: dict[FileId, int] = {}
+        self.written: set[FileId] = set()
 
     def update(self, later: Layer) -> None:
         """Lay `later` over it."""
@@ -57,6 +59,7 @@ class Layer:
             self.names.setdefault(parent, set()).update(names)
         self.handles.update(later.handles)
         self.times.update(later.times)
+        self.written.update(later.written)
 
 
 def entry_of(row: tuple[str, int, str, str | None, int, int, bytes]) -> Entry:

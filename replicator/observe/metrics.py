@@ -85,6 +85,9 @@ class SenderMetrics(_Side):
         self.held_files = self._gauge(
             "rsyncfs_held_files", "Inodes that cannot be replicated for now because the replica refuses them."
         )
+        self.held_deletions = self._gauge(
+            "rsyncfs_held_deletions", "Names whose deletion the replica is not told, being too many (--max-delete)."
+        )
         self.inflight_epochs = self._gauge("rsyncfs_inflight_epochs", "Epochs sent and not yet durable.")
         self.events = self._labelled(
             "rsyncfs_events", "Records received from the kernel, by kind.", label="kind", values=EVENT_KINDS

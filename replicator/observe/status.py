@@ -20,6 +20,7 @@ def render(answer: dict[str, Any]) -> str:
                 f"sender:   {peer}",
                 f"state:    {answer['state']}",
                 f"durable:  epoch {answer['durable_epoch']}",
+                *([f"trouble:  {answer['trouble']}"] if answer["trouble"] else []),
             ]
         )
     lag = answer["lag_applied_ms"]
@@ -39,10 +40,16 @@ def render(answer: dict[str, Any]) -> str:
         lines.append(f"scrub:     {_scrub(answer['scrub'])}")
     if answer["doubted_files"]:
         lines.append(f"doubted:   {answer['doubted_files']} files are compared block by block")
+    lines += [f"excluded:  {path}, where rsyncfs keeps its state" for path in answer["excluded"]]
     if answer["waiting_for"]:
         lines.append(f"waiting:   {answer['waiting_for']}")
     if answer["refused_files"]:
         lines.append(f"refused:   {answer['refused_files']} files, among them {', '.join(answer['refused'][:5])}")
+    if answer["held_deletions"]:
+        lines.append(
+            f"holding:   {answer['held_deletions']} deletions, more than --max-delete {answer['max_delete']} within a"
+            " minute; bring the names back, or start the sender with a higher limit"
+        )
     lost = {cause: total for cause, total in answer["losses"].items() if total}
     if lost:
         lines.append("dropped:   " + ", ".join(f"{cause} {total}" for cause, total in lost.items()))

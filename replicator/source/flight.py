@@ -11,6 +11,9 @@ from replicator.model import FileId, InodeFact, Slot
 from replicator.tree.resolver import Due
 from replicator.tree.store import Told
 
+SETTLED_AFTER = 50_000_000
+"""A file whose ctime was this close (ns) when its flush was taken may have changed, or change, unseen by it."""
+
 
 @dataclass(slots=True)
 class Flush:
@@ -25,6 +28,10 @@ class Flush:
     """The size at the first slice: what the last one may announce at most."""
     taken: int = 0
     """When everything drained so far was in it, ns since the epoch."""
+    even: bool = True
+    """Whether that clock had not been set just before."""
+    begun: int = 0
+    """The same moment by CLOCK_MONOTONIC, ns."""
     fence: int = 0
     """The kernel side's epoch when it was taken; 0 while that tells every write."""
 

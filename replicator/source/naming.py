@@ -6,7 +6,7 @@ of what it names; a dead inode waits for the slots that it was in, since what fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from itertools import islice
 from typing import TypeVar
 
@@ -84,9 +84,13 @@ class Naming:
                     del self._leaving[due.before]
         return taken
 
-    def take_dead(self, most: int) -> dict[FileId, Due]:
-        """Up to `most` dead inodes whose places have been told."""
-        ready = (id for id in self._dead if id not in self._leaving and id not in self.deferred)
+    def leaving(self, id: FileId) -> set[Slot]:
+        """The slots that it was in and that are still to be told."""
+        return self._leaving.get(id, set())
+
+    def take_dead(self, most: int, held: Container[FileId]) -> dict[FileId, Due]:
+        """Up to `most` dead inodes, but for those `held`, whose places have been told."""
+        ready = (id for id in self._dead if id not in self._leaving and id not in self.deferred and id not in held)
         ids = list(islice(ready, most))
         return {id: self._dead.pop(id) for id in ids}
 

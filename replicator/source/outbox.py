@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from replicator.capture.names import ListLook, SlotLook
@@ -24,9 +24,11 @@ from replicator.dirty.table import DirtyTable, Owed
 from replicator.dirty.writers import Writers
 from replicator.errors import RemoteError
 from replicator.journal.marks import Doubt, Mark, Partial, Whole
-from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Kind, Slot, SlotFact
+from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Kind, Refusal, Slot, SlotFact
+from replicator.source.clock import WallClock
 from replicator.source.doubts import Doubts
-from replicator.source.flight import Epoch, Flush, Part
+from replicator.source.flight import SETTLED_AFTER, Epoch, Flush, Part
+from replicator.source.held import HeldDeletions
 from replicator.source.naming import Naming
 from replicator.source.pace import Pace
 from replicator.tree.exclude import Exclude
@@ -52,15 +54,18 @@ class Outbox:
         root: FileId,
         exclude: Exclude,
         clock: Callable[[], int] = time.time_ns,
+        steady: Callable[[], int] = time.monotonic_ns,
         writers: Writers | None = None,
         index: TreeIndex | None = None,
         last_epoch: int = 0,
+        max_delete: int | None = None,
     ) -> None:
-        """`clock`: ns since the epoch, as the kernel's for ctime. `writers` know names; without them none is known.
+        """`clock`: ns since the epoch, as the kernel's for ctime; `steady`: ns of one that is never set. `writers` know
+        names; without them none is known. `max_delete`: see deletions.py.
 
         `index` is what a predecessor knew, `last_epoch` the last one that it may have sent.
         """
-        self._clock = clock
+        self._clock = WallClock(clock, steady, SETTLED_AFTER)
         self.generations = Generations()
         self.table = DirtyTable(self.generations)
         self.outsiders = MappedOutsiders()
@@ -88,7 +93,10 @@ class Outbox:
         self._told: OrderedDict[FileId, int] = OrderedDict()  # when each was last read, in that order
         self._naming = Naming(self.generations)
         self.doubts = Doubts()
+        self._later: dict[Slot, tuple[int, Due]] = {}
+        """Slots of epochs of which something was refused, and when to deal with them again."""
         self.pace = Pace()
+        self.deletions = HeldDeletions(max_delete, self.index, self._naming, self.generations)
         self._sizes: OrderedDict[FileId, int] = OrderedDict()
 
     # ------------------------------------------------------------------ what changed
@@ -111,6 +119,8 @@ class Outbox:
             self.table.touch(slot.parent)
             due.looked = looked
             self._naming.queue(slot, due)
+            self.deletions.seen(slot)
+        self.deletions.dead(changes, looked)
         for id, due in changes.dead:
             self._forget(id)
             self._naming.queue_dead(id, due)
@@ -141,7 +151,7 @@ class Outbox:
 
     def _with_owed_names(self) -> set[FileId]:
         """Directories of which a name is to be looked at, or to be told."""
-        slots = (*self._naming.slots(), *self.resolver.slots())
+        slots = (*self._naming.slots(), *self.resolver.slots(), *self._later)
         return {*(slot.parent for slot in slots), *self.resolver.lists()}
 
     def declare_dead(self, id: FileId, now: int) -> None:
@@ -177,6 +187,7 @@ class Outbox:
 
     def _owe_new(self, id: FileId, since: int, generation: int | None) -> None:
         self._naming.resume(id)  # it does not die after all
+        self.deletions.spare(id)
         owed = self.table.mark(id, since, generation)
         owed.mapped |= self.outsiders.take(id)
         owed.share.update(self.writers.welcome(id))
@@ -213,6 +224,7 @@ class Outbox:
         """
         for id in [id for id in self._naming.deferred if self.pace.may_try(id, now)]:
             self._naming.resume(id)
+        self._retry_slots(now)
         chosen: list[Flush] = []
         bulky = [self._more.popleft() for _ in range(min(len(self._more), big_items))]
         room = big_items - len(bulky)
@@ -228,8 +240,8 @@ class Outbox:
             if owed is not None and owed.ranges.total > big and not owed.whole:
                 late.append(id)
                 continue
-            chosen.append(self._begin(id))
-        chosen += [self._begin(id) for id in late[: max(0, room)]]
+            chosen.append(self._begin(id, now))
+        chosen += [self._begin(id, now) for id in late[: max(0, room)]]
         return chosen + bulky
 
     def _eligible(self, now: int, most: int) -> list[FileId]:
@@ -242,12 +254,14 @@ class Outbox:
                 break
         return result
 
-    def _begin(self, id: FileId) -> Flush:
+    def _begin(self, id: FileId, now: int) -> Flush:
         owed = self.table.ask_first(self.table.take(id))
         known = self._sizes.get(id)
         if known is None and not (owed.whole or owed.check):
             known = self.index.size(id)
-        flush = self._reading[id] = Flush(owed, known, taken=self._clock(), fence=self.table.fence)
+        taken = self._clock()
+        flush = Flush(owed, known, taken=taken, even=self._clock.even, begun=now, fence=self.table.fence)
+        self._reading[id] = flush
         return flush
 
     def read_done(self, part: Part, now: int) -> None:
@@ -265,7 +279,9 @@ class Outbox:
 
     def next_try(self, after: int) -> int | None:
         """When, after `after`, the first of what is held off may be tried again."""
-        return self.pace.next_due(after, self.table, self._naming.deferred)
+        times = [when for when, _ in self._later.values() if when > after]
+        first = self.pace.next_due(after, self.table, self._naming.deferred)
+        return min(times if first is None else [*times, first], default=None)
 
     @property
     def reading(self) -> int:
@@ -329,7 +345,7 @@ class Outbox:
         if len(self._sizes) > KNOWN_SIZES:
             self._sizes.popitem(last=False)
         if not part.fact.settled and not part.flush.owed.mapped:
-            self.pace.unsettled(id, part.flush.taken)
+            self.pace.unsettled(id, part.flush.begun)
         self._naming.release(id)
 
     def _take_slots(self, epoch: Epoch) -> list[SlotFact]:
@@ -349,6 +365,8 @@ class Outbox:
         if not self.index.is_member(slot.parent):
             return None
         target = self.index.get(slot)
+        if target is None and due.before is not None and self.deletions.undecided(due.before):
+            return due.before
         for id in (slot.parent, target):
             if id is not None and id in self._unshipped:
                 return id
@@ -367,7 +385,7 @@ class Outbox:
         return min(times, default=END_OF_FILE)
 
     def _take_dead(self, epoch: Epoch) -> list[FileId]:
-        for id, due in self._naming.take_dead(EPOCH_SLOTS).items():
+        for id, due in self._naming.take_dead(EPOCH_SLOTS, self.deletions).items():
             if self.index.is_member(id):
                 self.generations.release(due.generation)
             else:
@@ -395,9 +413,8 @@ class Outbox:
         for id in dict.fromkeys((*answer.needs, *refused)):
             if id in refused:
                 self.pace.defer(id, now)
-            elif not any(id in later.whole for later in self.inflight if later.number > epoch.number):
-                self.pace.succeeded(id)
-            else:
+                self._abandon(id)
+            elif any(id in later.whole for later in self.inflight if later.number > epoch.number):
                 continue  # it is on its way already
             self._owe_whole(id, oldest, generation)
             if id in refused and not self.index.is_member(id):
@@ -407,8 +424,12 @@ class Outbox:
                 raise RemoteError(f"the replica doubts {id.text()}, of which epoch {epoch.number} did not ask")
             if id in checked and id not in answer.needs and id not in refused:
                 self._doubt(checked[id].owed)
+        retry = max((self.pace.due(id) for id in refused), default=0)
         for slot in answer.looks:
-            self.resolver.look(slot, oldest, generation, force=True)
+            if refused:
+                self._again(slot, epoch.slots.get(slot), Due(self.generations.hold(generation), oldest), retry)
+            else:
+                self.resolver.look(slot, oldest, generation, force=True)
         for flush in epoch.flushes:
             if flush.owed.id not in refused:
                 self.pace.succeeded(flush.owed.id)
@@ -453,6 +474,49 @@ class Outbox:
             self.doubts.remove(owed.id)
             self.generations.release(owed.generation)
 
+    def _again(self, slot: Slot, told: Due | None, due: Due, when: int) -> None:
+        """Deal once more, at `when`, with a slot of an epoch of which something was refused.
+
+        What that epoch told of it is told again, and then not without what it waited for: an old name must not go
+        before the new one is there. Otherwise it is looked at.
+        """
+        if told is None:
+            due.force = True
+        else:
+            due.looked, due.before = told.looked, told.before
+        if slot in self._later:
+            self.generations.release(self._later.pop(slot)[1].generation)
+        self._later[slot] = (when, due)
+
+    def _retry_slots(self, now: int) -> None:
+        for slot in [slot for slot, (when, _) in self._later.items() if when <= now]:
+            _, due = self._later.pop(slot)
+            if due.force:
+                self.resolver.look(slot, due.since, due.generation, force=True)
+                self.generations.release(due.generation)
+            else:
+                self._naming.queue(slot, due)
+
+    def _abandon(self, id: FileId) -> None:
+        """Further slices of what was refused would be in vain."""
+        flush = self._reading.pop(id, None)
+        if flush is not None:
+            self._parts = deque(part for part in self._parts if part.flush is not flush)
+            self._more = deque(other for other in self._more if other is not flush)
+            self._fold(flush.owed)
+
+    def lost(self, refusals: Iterable[Refusal], number: int, now: int) -> None:
+        """What the replica could not keep of epochs up to `number`, just before those are called durable."""
+        epochs = [epoch for epoch in self.inflight if epoch.number <= number]
+        oldest = min((since for epoch in epochs for since in epoch.sinces()), default=now)
+        generation = min((token for epoch in epochs for token in epoch.tokens()), default=None)
+        for refusal in refusals:
+            for epoch in epochs:
+                if refusal.id in epoch.told.stamps:
+                    epoch.told.stamps[refusal.id] = Stamp(0, 0, 0, sure=False)
+            self.pace.defer(refusal.id, now)
+            self._owe_whole(refusal.id, oldest, generation)
+
     def durable(self, number: int, now: int) -> list[int]:
         """Epochs up to `number` survive a power cut on the replica; returns the ages of what they completed."""
         ages: list[int] = []
@@ -465,7 +529,7 @@ class Outbox:
                 self.generations.release(generation)
         return ages
 
-    def take_told(self) -> list[Told]:
+    def take_told(self, now: int) -> list[Told]:
         """`told`, to be written to the index. A stamp vouches for all that it may hide, else it is none.
 
         It may hide what is owed besides, what a survey is to find, and of a directory the names that are owed.
@@ -487,7 +551,7 @@ class Outbox:
                 elif not self.doubting:
                     continue
                 one.stamps[id] = stamp._replace(sure=False)
-                self.pace.unsettled(id, self._clock())
+                self.pace.unsettled(id, now)
         return told
 
     def owed(self) -> Iterator[Mark]:
@@ -504,8 +568,10 @@ class Outbox:
                 ranges, folios = tuple(owed.ranges), tuple(owed.folios)
                 yield Partial(owed.id, ranges, folios, owed.lowest, owed.mapped, owed.holes, owed.check)
         flying = [slot for epoch in self.inflight for slot in epoch.slots]
-        yield from (SlotLook(slot, None) for slot in (*self._naming.slots(), *self.resolver.slots(), *flying))
-        yield from (ListLook(id) for id in (*self.resolver.lists(), *self.unlisted))
+        queued = (*self._naming.slots(), *self.resolver.slots(), *self._later)
+        yield from (SlotLook(slot, None) for slot in (*queued, *flying))
+        extra = (slot.parent for slot in self.deletions.extra())
+        yield from (ListLook(id) for id in dict.fromkeys((*self.resolver.lists(), *self.unlisted, *extra)))
 
     def restore(self, mark: Whole | Doubt | Partial, now: int) -> None:
         """Owe what a predecessor owed. Who is no member yet becomes one by its name, or the replica asks about it."""
@@ -546,6 +612,7 @@ class Outbox:
             self._fold(owed)
         self.pace.retry_all()
         self._naming.deferred.clear()
+        self._later = {slot: (0, due) for slot, (_, due) in self._later.items()}
 
     def offer(self, id: FileId, now: int, generation: int | None) -> None:
         """The replica may not have this member, or another state of it: offer it, with its names, for comparison."""
@@ -648,7 +715,11 @@ class Outbox:
 
         Now their ctime proves that nothing changed since, so that a later comparison need not send them again.
         """
-        for id in self.pace.quiet(self._clock() - after, most):
+        if not self.resolver.pending:
+            for slot, due in self.deletions.settle(now).items():
+                self.resolver.look(slot, due.since, due.generation, force=True)
+                self.generations.release(due.generation)
+        for id in self.pace.quiet(now - after, most):
             if self.index.is_member(id) and id not in self.table and id not in self._reading:
                 self.table.mark(id, now)
 
@@ -694,6 +765,7 @@ class Outbox:
         times += [flush.owed.since for flush in self._reading.values()]
         times += [owed.since for owed in self.doubts.owed()]
         times += [due.since for due in self._naming.dues()]
+        times += [due.since for _, due in self._later.values()]
         times += [since for epoch in self.inflight for since in epoch.sinces()]
         looked = self.resolver.oldest()
         return min(times if looked is None else [*times, looked], default=None)

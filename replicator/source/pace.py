@@ -34,6 +34,10 @@ class Pace:
         delay = min(RETRY_LAST, 2 * self._retry[id][1]) if id in self._retry else RETRY_FIRST
         self._retry[id] = (now + delay, delay)
 
+    def due(self, id: FileId) -> int:
+        """When what failed may be tried again; 0 if it did not fail."""
+        return self._retry[id][0] if id in self._retry else 0
+
     def succeeded(self, id: FileId) -> None:
         """It did not fail."""
         self._retry.pop(id, None)
@@ -43,7 +47,7 @@ class Pace:
         self._resting[id] = until
 
     def unsettled(self, id: FileId, taken: int) -> None:
-        """The last fact, of a flush taken at `taken`, could not vouch for the inode's ctime."""
+        """The last fact, of a flush begun at `taken`, could not vouch for the inode's ctime."""
         self._unsettled[id] = taken
         self._unsettled.move_to_end(id)
 

@@ -16,15 +16,13 @@ from replicator import syscalls
 from replicator.blocks import COMPARED_FROM
 from replicator.dirty.ranges import RangeSet
 from replicator.model import END_OF_FILE, Attributes, Extent, FileId, InodeFact, Kind, kind_of, replicated_xattr
-from replicator.source.flight import Flush, Part
+from replicator.source.flight import SETTLED_AFTER, Flush, Part
 from replicator.source.pages import PAGE, PageHashes
 from replicator.tree.handles import SourceRoot, Stale
 
 SLICE = 4 << 20
 HOLES_FROM = 1 << 16
 """A range of at least this many bytes is looked through for holes."""
-SETTLED_AFTER = 50_000_000
-"""A file whose ctime was younger than this (ns) when its flush was taken may have changed, or change, unseen by it."""
 BEYOND_TRIES = 3
 _FLUSH = syscalls.SYNC_FILE_RANGE_WAIT_BEFORE | syscalls.SYNC_FILE_RANGE_WRITE | syscalls.SYNC_FILE_RANGE_WAIT_AFTER
 
@@ -110,7 +108,7 @@ class Reader:
             partial=partial,
             check=owed.check,
             deep=owed.deep and kind is Kind.FILE,
-            settled=not owed.mapped and flush.taken - status.st_ctime_ns > SETTLED_AFTER,
+            settled=not owed.mapped and flush.even and abs(flush.taken - status.st_ctime_ns) > SETTLED_AFTER,
             lowest=lowest if kind is Kind.FILE else None,
             data=tuple(Extent(offset, len(chunk)) for offset, chunk in data),
             holes=tuple(holes),

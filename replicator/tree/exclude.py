@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from replicator.errors import UsageError
+from replicator.model import FileId
 
 _REMEMBERED = 1 << 15
 """How many names' (or directories') verdicts are kept."""
@@ -28,6 +29,8 @@ class Exclude:
     """A list of patterns, the later the stronger. UsageError if one can never match anything."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
+        self.own: dict[FileId, str] = {}
+        """Directories that are excluded whatever they are called, with what they were called: rsyncfs's own."""
         self._rules = tuple(reversed([_Rule.parse(pattern) for pattern in patterns]))
         self._by_path = any(rule.by_path for rule in self._rules)
         self._judged = lru_cache(_REMEMBERED)(self._judge)

@@ -59,6 +59,8 @@ class SourceRoot:
     """What the path lay on when it was opened."""
     kernel_dev: int
     """The superblock's device as the kernel numbers it (s_dev): major << 20 | minor."""
+    dax: bool
+    """Stores through mappings do not pass the page cache, so that no hook sees them."""
     stat_dev: int
     """What `stat` says of the directory's device (of its subvolume on btrfs)."""
     mount_id: int
@@ -72,6 +74,8 @@ class SourceRoot:
         self.fstype = mount.fstype
         self.mount = mount
         self.kernel_dev = mount.kernel_dev
+        root = syscalls.statx(fd, b"", syscalls.AT_EMPTY_PATH)
+        self.dax = mount.dax or bool(root.attributes & syscalls.STATX_ATTR_DAX)
         self.stat_dev = os.fstat(fd).st_dev
         self._parse, self._build = FORMS[mount.fstype]
         # A handle with generation 0 fits every generation there (mke2fs makes inodes of generation 0).

@@ -21,6 +21,8 @@ class Mount:
     """The device, for filesystems that have one."""
     read_only: bool
     """The filesystem itself, not only this mount."""
+    dax: bool
+    """Files are, or may be, mapped without the page cache."""
 
 
 def mount_of(mount_id: int) -> Mount:
@@ -35,6 +37,7 @@ def mount_of(mount_id: int) -> Mount:
         plain = (
             source.replace(rb"\040", b" ").replace(rb"\011", b"\t").replace(rb"\012", b"\n").replace(rb"\134", b"\\")
         )
-        read_only = b"ro" in options.split(b",")
-        return Mount(mount_id, int(major) << 20 | int(minor), fstype.decode(), plain, read_only)
+        said = options.split(b",")
+        dax = any(option in said for option in (b"dax", b"dax=always", b"dax=inode"))
+        return Mount(mount_id, int(major) << 20 | int(minor), fstype.decode(), plain, b"ro" in said, dax)
     raise KeyError(mount_id)

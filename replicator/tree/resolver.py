@@ -86,6 +86,9 @@ class Changes:
     lists: list[FileId] = field(default_factory=list)
     """Directories that will be listed because of it."""
     dead: list[tuple[FileId, Due]] = field(default_factory=list)
+    """What was below a dead directory follows it."""
+    tops: set[FileId] = field(default_factory=set)
+    """Those of the dead that are not dead because of a directory above them."""
     failed: list[tuple[Slot | FileId, OSError]] = field(default_factory=list)
     """Looks that failed; they stay due."""
 
@@ -267,6 +270,8 @@ class Resolver:
         self._gone.update(passed)
 
     def _included(self, slot: Slot, found: Found | None) -> Found | None:
+        if found is not None and found.id in self._exclude.own:
+            return None
         if found is None or not self._exclude:
             return found
         parent = self.index.path(slot.parent)
@@ -372,6 +377,7 @@ class Resolver:
                         self._follow(self._due, Slot(id, name), due)
                 continue
             del self._dying[id]
+            changes.tops.add(id)
             for lost in self.index.forget(id):
                 if lost != id:
                     due = Due(self._generations.hold(due.generation), due.since)

@@ -21,6 +21,7 @@ from unittest import mock
 import numpy as np
 
 import replicator.mirror.plan as plan_module
+import replicator.source.flight as flight_module
 import replicator.source.pages as pages_module
 import replicator.source.read as read_module
 from replicator.barrier import Barriers
@@ -158,7 +159,7 @@ class SourceCalls:
 
     def time_ns(self) -> int:
         """Such that a file counts as settled if every change of it was drained."""
-        return self.drained + read_module.SETTLED_AFTER
+        return self.drained + flight_module.SETTLED_AFTER
 
     def monotonic_ns(self) -> int:
         return self.world.clock
@@ -236,8 +237,14 @@ class Sender:
         self.world = world
         self.calls = calls
         self.memory = memory or Memory(world.root)
-        index = self.memory.index()
-        self.outbox = Outbox(world.root, world.exclude, calls.time_ns, index=index, last_epoch=self.memory.epoch)
+        self.outbox = Outbox(
+            world.root,
+            world.exclude,
+            calls.time_ns,
+            calls.time_ns,
+            index=self.memory.index(),
+            last_epoch=self.memory.epoch,
+        )
         self.journal = self.memory.journal(self.outbox.generations, self._owed)
         self.barriers = Barriers(self.outbox.generations)
         self.questions: list[Question] = []
@@ -338,7 +345,7 @@ class Sender:
 
     def write_index(self) -> None:
         """Begin to write what became durable."""
-        self.memory.begin(self.outbox, self.journal, complete=self.phase == "ready")
+        self.memory.begin(self.outbox, self.journal, self.now, complete=self.phase == "ready")
         self.journal.tick(self.now)
 
     def index_written(self) -> None:
@@ -589,11 +596,11 @@ class Memory:
     def journal(self, generations: Generations, owed: Callable[[], Iterator[Mark]]) -> Journal:
         return Journal(self.path / "journal", 1, generations, owed)
 
-    def begin(self, outbox: Outbox, journal: Journal, *, complete: bool) -> None:
+    def begin(self, outbox: Outbox, journal: Journal, now: int, *, complete: bool) -> None:
         """The index has it; the process has not heard so."""
         if self._written:
             return
-        self._told = outbox.take_told()
+        self._told = outbox.take_told(now)
         self._settled = journal.settled()
         if complete and not self.complete:
             self._completing = True

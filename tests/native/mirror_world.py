@@ -185,4 +185,6 @@ def make_durable(mirror: Mirror) -> int:
     """One durable cycle, in this thread."""
     job = mirror.start_sync()
     job()
-    return mirror.finish_sync(job)
+    epoch, lost = mirror.finish_sync(job)
+    assert not lost
+    return epoch

@@ -4,6 +4,7 @@ random system calls: after what is owed is told again, it is identical."""
 from __future__ import annotations
 
 import random
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -263,6 +264,18 @@ def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield mounted
 
 
+def visible(root: Path) -> list[tuple[str, int, int, bytes]]:
+    """Names, inodes, modes and contents as somebody who takes the replica over finds them."""
+    found = []
+    for path in sorted(root.rglob("*")):
+        if ".rsyncfs-limbo" in path.parts[len(root.parts)]:
+            continue
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found.append((str(path), status.st_ino, status.st_mode, content))
+    return found
+
+
 def settle(driver: Driver, mirror: Mirror) -> None:
     for _ in range(60):
         if not driver.flush(mirror, everything=True):
@@ -279,15 +292,29 @@ def play(rng: random.Random, root: Path, state: Path, fuse: Fuse) -> None:
         for _ in range(rng.randint(2, 10)):
             for _ in range(rng.randint(0, 8)):
                 driver.change()
+            whole: object = visible(root)
             if rng.random() < 0.4:
                 fuse.left = rng.randint(1, 60)
             try:
                 driver.flush(mirror)
+                whole = None
                 if rng.random() < 0.3:
                     driver.durable(make_durable(mirror))
             except DiedError:
                 mirror.abandon()
-                mirror = Mirror.open(root, state, False)
+                fuse.left = rng.randint(1, 30) if rng.random() < 0.3 else -1
+                try:
+                    mirror = Mirror.open(root, state, False)
+                except DiedError:
+                    fuse.left = -1
+                    mirror = Mirror.open(root, state, False)
+                fuse.left = -1
+                if rng.random() < 0.3:  # who asks the receiver later is told no less
+                    mirror.abandon()
+                    mirror = Mirror.open(root, state, False)
+                told = max((flight[0] for flight in driver.flying), default=0)
+                complete = mirror.durable_epoch >= told or visible(root) == whole
+                assert mirror.open_epoch or complete, "torn, and called complete"
                 mirror.begin("source", ROOT, instance)
                 driver.fold_back()
             fuse.left = -1

@@ -94,12 +94,13 @@ facts = st.builds(
     st.lists(inodes(), max_size=4).map(tuple),
     st.lists(ids, max_size=4).map(tuple),
 )
+refusals = st.lists(st.builds(Refusal, ids, texts), max_size=4).map(tuple)
 answers = st.builds(
     Answer,
     epochs,
     st.lists(ids, max_size=4).map(tuple),
     st.lists(slots, max_size=4).map(tuple),
-    st.lists(st.builds(Refusal, ids, texts), max_size=4).map(tuple),
+    refusals,
     st.lists(ids, max_size=4).map(tuple),
 )
 uuids = st.uuids().map(str)
@@ -134,7 +135,7 @@ spoken: st.SearchStrategy[m.Message] = st.one_of(
     st.builds(m.Data, epochs, st.integers(0, 2**32 - 1), st.integers(0, 2**62), st.binary(min_size=1, max_size=5000)),
     st.builds(m.End, epochs, st.integers(0, 2**32 - 1), u64),
     st.builds(m.Applied, answers),
-    st.builds(m.Durable, epochs),
+    st.builds(m.Durable, epochs, refusals),
     st.builds(m.Ping, u64),
     st.builds(m.Pong, u64),
     st.builds(m.Check, u64, bodies),

@@ -49,3 +49,4 @@ def test_what_an_old_kernel_hides_on_tmpfs_is_said() -> None:
     assert len(told) == 2
     assert "6.13" in told[1]
     assert limits("ext4", attributes_by_modify("ext4", OLD)) == ()
+    assert any("DAX" in limit for limit in limits("ext4", attributes_by_modify("ext4", OLD), dax=True))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from replicator.mirror.intents import Intent, IntentLog
 from replicator.mirror.inventory import Inventory
+from replicator.mirror.records import lost
 from replicator.mirror.steps import Record, limbo_place
 from replicator.model import FileId, Kind, Slot
 
@@ -56,7 +57,7 @@ def test_a_thawed_layer_is_part_of_the_next_commit(tmp_path: Path) -> None:
     inventory.close()
 
 
-def test_a_time_is_not_set_when_the_file_was_written_again(tmp_path: Path) -> None:
+def test_times_tell_to_what_they_will_be_set_later(tmp_path: Path) -> None:
     inventory = opened(tmp_path)
     for id, handle in ((X, b"hx"), (Y, b"hy")):
         inventory.put(id, FILE, handle)
@@ -64,10 +65,28 @@ def test_a_time_is_not_set_when_the_file_was_written_again(tmp_path: Path) -> No
         inventory.owe_time(id, 1)
     inventory.freeze()
     inventory.owe_time(X, 2)
-    assert inventory.times() == [(Y, 1)]
+    assert inventory.times() == [(X, 1, 2), (Y, 1, None)]
     assert inventory.owes_time(X)
     inventory.commit()
     assert not inventory.owes_time(Y)
+    inventory.close()
+
+
+def test_what_is_doubted_is_doubted_in_the_commit_too(tmp_path: Path) -> None:
+    inventory = opened(tmp_path)
+    for id, handle in ((X, b"hx"), (Y, b"hy")):
+        inventory.put(id, FILE, handle)
+        inventory.wrote(id)
+    inventory.freeze()
+    inventory.put(Y, FILE)  # written again since
+    assert sorted(inventory.written()) == [X, Y]
+    inventory.doubt(X)
+    inventory.doubt(Y)
+    inventory.commit()
+    inventory.close()
+    inventory = opened(tmp_path)
+    assert [inventory.record(id) for id in (X, Y)] == [lost(FILE)] * 2
+    assert {id for id, _ in inventory.unsound()} == {X, Y}
     inventory.close()
 
 

@@ -35,10 +35,10 @@ def test_a_death_comes_after_the_name_that_fills_its_place() -> None:
     names.queue(SLOT, due(generations, before=OLD))
     names.queue_dead(OLD, due(generations))
     assert names.take(lambda slot, due: NEW, 10) == {}
-    assert names.take_dead(10) == {}
+    assert names.take_dead(10, ()) == {}
     names.release(NEW)
     assert list(names.take(lambda slot, due: None, 10)) == [SLOT]
-    assert list(names.take_dead(10)) == [OLD]
+    assert list(names.take_dead(10, ())) == [OLD]
 
 
 def test_a_death_does_not_wait_for_strangers() -> None:
@@ -46,7 +46,9 @@ def test_a_death_does_not_wait_for_strangers() -> None:
     names.queue(SLOT, due(generations, before=NEW))
     names.queue_dead(OLD, due(generations))
     assert names.take(lambda slot, due: NEW, 10) == {}
-    assert list(names.take_dead(10)) == [OLD], "a file that cannot be written must not keep removals from making room"
+    assert list(names.take_dead(10, ())) == [OLD], (
+        "a file that cannot be written must not keep removals from making room"
+    )
 
 
 def test_a_name_queued_twice_is_told_once_and_remembers_what_it_was_first() -> None:
@@ -55,9 +57,9 @@ def test_a_name_queued_twice_is_told_once_and_remembers_what_it_was_first() -> N
     names.queue(SLOT, due(generations, before=NEW))
     assert generations.owed == 1
     names.queue_dead(OLD, due(generations))
-    assert names.take_dead(10) == {}
+    assert names.take_dead(10, ()) == {}
     assert list(names.take(lambda slot, due: None, 10)) == [SLOT]
-    assert list(names.take_dead(10)) == [OLD]
+    assert list(names.take_dead(10, ())) == [OLD]
 
 
 def test_what_is_queued_again_after_a_lost_epoch_keeps_its_order() -> None:
@@ -65,13 +67,13 @@ def test_what_is_queued_again_after_a_lost_epoch_keeps_its_order() -> None:
     names.queue(SLOT, due(generations, before=OLD))
     names.queue_dead(OLD, due(generations))
     lost = names.take(lambda slot, due: None, 10)
-    dead = names.take_dead(10)
+    dead = names.take_dead(10, ())
     for slot, token in lost.items():
         names.queue(slot, token)
     for id, token in dead.items():
         names.queue_dead(id, token)
     assert names.take(lambda slot, due: NEW, 10) == {}
-    assert names.take_dead(10) == {}
+    assert names.take_dead(10, ()) == {}
 
 
 def test_no_more_than_asked_for() -> None:
@@ -87,8 +89,8 @@ def test_a_death_that_is_deferred_waits_and_is_not_forgotten() -> None:
     names.queue_dead(OLD, due(generations))
     names.queue_dead(NEW, due(generations))
     names.defer(OLD)
-    assert list(names.take_dead(10)) == [NEW]
+    assert list(names.take_dead(10, ())) == [NEW]
     assert names.is_dying(OLD)
     assert len(list(names.dues())) == 1
     names.resume(OLD)
-    assert list(names.take_dead(10)) == [OLD]
+    assert list(names.take_dead(10, ())) == [OLD]
