@@ -498,6 +498,19 @@ def test_systemd_keeps_the_queue_of_a_service(source: Path, state: Path, scratch
         systemd.close()
 
 
+def test_a_systemd_that_does_not_listen_keeps_nothing(
+    source: Path, state: Path, scratch: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environ = {"NOTIFY_SOCKET": str(scratch / "nobody")}
+    for _ in range(2):
+        with Watcher(source, state, environ=environ) as watcher:
+            assert not watcher.adopted
+            (source / "new").touch()
+            (source / "new").unlink()
+            assert watcher.told() == {b"new"}
+    assert "the queue of name events will end with this process: [Errno 2] No such file or directory" in caplog.messages
+
+
 def test_a_sender_that_is_killed_or_stopped_goes_on_where_it_was(source: Path, scratch: Path) -> None:
     replica = scratch / "replica"
     replica.mkdir()
