@@ -579,6 +579,17 @@ def test_names_are_not_taken_over_without_the_hooks_that_they_belong_to(source: 
         assert watcher.told() == set()
 
 
+def test_a_queue_of_other_events_is_not_taken_over(source: Path, state: Path, scratch: Path) -> None:
+    store = HolderStore(state)
+    with Watcher(source, scratch) as watcher:
+        with Names(watcher.source, store=store):
+            pass
+        for modify, adopted in ((True, False), (True, True), (False, False)):
+            with Names(watcher.source, modify=modify, store=store, adopt=True) as names:
+                assert names.adopted == adopted
+    unhook(scratch)
+
+
 def test_a_mark_that_is_gone_is_not_taken_for_one(source: Path, state: Path, scratch: Path) -> None:
     store = HolderStore(state)
     with filesystem("ext4", scratch / "gone") as point:
