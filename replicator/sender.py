@@ -113,7 +113,6 @@ class Sender:
         sensor.attach(self.source)
         self.hooks.tell(sensor)
         self.sensor: Sensor = sensor
-        self.metrics.hooks_adopted.set(1 if sensor.adopted else 0)
         self.metrics.sensor.info({"sensor": sensor_name(self.sensor)})
         coverage = self.sensor.coverage()
         for limit in limits(self.source.fstype, coverage, dax=self.source.dax):
@@ -129,6 +128,7 @@ class Sender:
             names = Names(self.source, modify=modify, store=self.hooks.store, adopt=sensor.adopted)
             defer(names.close)
             self.hooks.tell_names(names)
+        self.metrics.hooks_adopted.set(self.hooks.state()["adopted"])
         # Pages that were dirty before the hooks were attached stay silent until they are clean.
         if not sensor.adopted:
             syscalls.syncfs(self.source.read_fd)

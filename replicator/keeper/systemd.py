@@ -6,6 +6,7 @@ FileDescriptorStoreMax= in the unit. If it has none, the next process gets nothi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
@@ -62,7 +63,8 @@ class SystemdStore:
         self._named = set()
 
     def _remove(self, name: str) -> None:
-        self._tell(f"FDSTOREREMOVE=1\nFDNAME={_PREFIX}{name}", [])
+        with contextlib.suppress(OSError):  # who does not listen has no store either
+            self._tell(f"FDSTOREREMOVE=1\nFDNAME={_PREFIX}{name}", [])
 
     def _tell(self, words: str, descriptors: list[int]) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:

@@ -498,6 +498,19 @@ def test_systemd_keeps_the_queue_of_a_service(source: Path, state: Path, scratch
         systemd.close()
 
 
+def test_a_systemd_that_does_not_listen_keeps_nothing(
+    source: Path, state: Path, scratch: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environ = {"NOTIFY_SOCKET": str(scratch / "nobody")}
+    for _ in range(2):
+        with Watcher(source, state, environ=environ) as watcher:
+            assert not watcher.adopted
+            (source / "new").touch()
+            (source / "new").unlink()
+            assert watcher.told() == {b"new"}
+    assert "the queue of name events will end with this process: [Errno 2] No such file or directory" in caplog.messages
+
+
 def test_a_sender_that_is_killed_or_stopped_goes_on_where_it_was(source: Path, scratch: Path) -> None:
     replica = scratch / "replica"
     replica.mkdir()
@@ -564,6 +577,17 @@ def test_names_are_not_taken_over_without_the_hooks_that_they_belong_to(source: 
         assert watcher.names is not None
         assert not watcher.names.adopted
         assert watcher.told() == set()
+
+
+def test_a_queue_of_other_events_is_not_taken_over(source: Path, state: Path, scratch: Path) -> None:
+    store = HolderStore(state)
+    with Watcher(source, scratch) as watcher:
+        with Names(watcher.source, store=store):
+            pass
+        for modify, adopted in ((True, False), (True, True), (False, False)):
+            with Names(watcher.source, modify=modify, store=store, adopt=True) as names:
+                assert names.adopted == adopted
+    unhook(scratch)
 
 
 def test_a_mark_that_is_gone_is_not_taken_for_one(source: Path, state: Path, scratch: Path) -> None:

@@ -54,6 +54,17 @@ def test_every_write_is_told_until_the_first_fence(kernel: Kernel) -> None:
     made.close()
 
 
+def test_epochs_go_on_from_those_of_a_process_before(kernel: Kernel) -> None:
+    first = Fence(kernel.descriptor)
+    first.advance()
+    first.advance()
+    first.close()
+    second = Fence(kernel.descriptor)
+    assert second.epoch == 2
+    assert second.advance() == kernel.epoch == 3
+    second.close()
+
+
 def test_the_number_is_there_before_the_first_processor_is_interrupted(kernel: Kernel) -> None:
     made = Fence(kernel.descriptor)
     assert [made.advance(), made.advance()] == [1, 2]

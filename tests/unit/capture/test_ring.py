@@ -267,3 +267,45 @@ def test_any_sequence_with_names_is_read_as_it_was_written(start: int, records: 
         names += kernel.view.names
     assert found == list(range(len(records)))
     assert names == [record for record in records if record is not None]
+
+
+def test_a_sound_ring_is_checked_and_nothing_is_taken() -> None:
+    kernel = Kernel(start=5 * STRIDE)
+    kernel.put()
+    kernel.put_name(b"name")
+    kernel.put(DISCARD)
+    kernel.put()
+    busy = kernel.put(BUSY)
+    kernel.view.check()
+    assert kernel.view.consumed() == 5 * STRIDE
+    events = kernel.view.drain(100)
+    assert events is not None
+    assert events["ino"].tolist() == [0, 1, 3]
+    assert kernel.view.names == [b"name"]
+    kernel.submit(busy)
+    kernel.view.check()
+
+
+@pytest.mark.parametrize("position", [STRIDE, 3 * STRIDE + 4])
+def test_a_reader_where_it_cannot_be_is_noticed(position: int) -> None:
+    kernel = Kernel()
+    kernel.consumer[0] = position
+    view = RingView(kernel.consumer, kernel.producer, kernel.data)
+    with pytest.raises(RingError):
+        view.check()
+
+
+def test_a_writer_that_is_too_far_ahead_is_noticed() -> None:
+    kernel = Kernel()
+    kernel.producer[0] = SIZE + STRIDE
+    with pytest.raises(RingError):
+        kernel.view.check()
+
+
+def test_a_record_that_nobody_writes_is_noticed() -> None:
+    kernel = Kernel()
+    kernel.put()
+    kernel.put(length=40)
+    with pytest.raises(RingError):
+        kernel.view.check()
+    assert kernel.view.consumed() == 0

@@ -212,6 +212,8 @@ RESOLVED: list[Act] = [("step", 0), ("step", 0)]
 @example([*FALSE_ALARM, REST, LOOK, ("all of", LOST)], [])
 @example([("all of", LOST), LOOK, ("all of", LOST)], [])
 @example([*FALSE_ALARM, ("killed", 0), *RESOLVED, ("all of", LOST)], [])
+@example([*FALSE_ALARM[:-1], ("killed", 2), LOOK, *RESOLVED, ("all of", LOST)], [])
+@example([*FALSE_ALARM, *RESOLVED, ("all of", LOST), REST, ("killed", 1)], [])
 @example([("all of", LOST), ("killed", 1), ("all of", MENDED)], [])
 @example([("all of", LOST), LOOK, ("killed", 5), ("all of", LOST)], [])
 @example([("all of", MENDED), ("begin", LOST), LOOK], [PAUSE] * 3 + [0] * 3)

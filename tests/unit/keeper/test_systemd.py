@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from replicator.keeper.systemd import received
+import pytest
+
+from replicator.keeper.systemd import SystemdStore, received
 
 PROGRAM = """
 import os, sys
@@ -36,3 +39,13 @@ def test_those_of_another_process_are_left_alone() -> None:
         assert received(environ) == {}
         assert environ == {}
     assert received({}) == {}
+
+
+def test_what_nobody_listens_to_can_be_given_up_and_not_stored(tmp_path: Path) -> None:
+    received = os.dup(0)
+    store = SystemdStore(str(tmp_path / "nobody"), {"names": received})
+    store.drop()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(received)
+    with pytest.raises(OSError, match="No such file"):
+        store.put({"names": 0})
