@@ -8,107 +8,26 @@ forgotten what was read before.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 from rich.console import Console
 from rich.table import Table
+from volumes import FILES, Volume, make_files, volume
 
 from replicator import syscalls
 from replicator.scan import scan
 from replicator.tree.handles import SourceRoot
 
-FILES = 1_000_000
-EACH = 1000
-"""Files in a directory."""
-BYTES = 100
-"""In a file."""
 WARM = 3
 """Runs with everything cached, of which the fastest counts."""
 WAYS = {"tables": "inode tables", "walk": "walk", "find": "find -printf"}
-
-
-def run(*command: str | Path) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-class Volume:
-    """An ext4 in an image, mounted."""
-
-    def __init__(self, directory: Path, files: int) -> None:
-        self.point = directory / "mount"
-        self._image = directory / "image"
-        self.point.mkdir()
-        with self._image.open("wb") as image:
-            image.truncate(files * 6000 + (1 << 30))
-        run("mkfs.ext4", "-q", "-F", "-b", "4096", "-N", str(files + files // EACH + 100_000), self._image)
-        self.mount()
-
-    def mount(self) -> None:
-        run("mount", "-o", "loop,noatime", self._image, self.point)
-
-    def forget(self) -> None:
-        """Mount it anew, with nothing of it in memory."""
-        run("umount", self.point)
-        fd = os.open(self._image, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
-        self.mount()
-
-    def close(self) -> None:
-        if os.path.ismount(self.point):
-            run("umount", self.point)
-
-
-@contextmanager
-def volume(parent: Path, files: int) -> Iterator[Volume]:
-    with tempfile.TemporaryDirectory(prefix="rsyncfs-bench-", dir=parent) as directory:
-        made = Volume(Path(directory), files)
-        try:
-            yield made
-        finally:
-            made.close()
-
-
-def fill(top: Path, files: int, part: int, parts: int) -> None:
-    """Make every `parts`th directory."""
-    content = bytes(BYTES)
-    for number in range(part, -(-files // EACH), parts):
-        directory = top / f"{number:06}"
-        directory.mkdir()
-        within = os.open(directory, os.O_RDONLY)
-        for file in range(min(EACH, files - number * EACH)):
-            fd = os.open(f"{file:04}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=within)
-            os.write(fd, content)
-            os.close(fd)
-        os.close(within)
-
-
-def make_files(top: Path, files: int) -> float:
-    """Seconds that it took."""
-    begun = time.monotonic()
-    parts = os.cpu_count() or 1
-    workers = [multiprocessing.Process(target=fill, args=(top, files, part, parts)) for part in range(parts)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        if worker.exitcode:
-            raise SystemExit(f"making files failed: exit code {worker.exitcode}")
-    run("sync", "-f", top)
-    return time.monotonic() - begun
 
 
 def rows(point: Path, how: str) -> int:

@@ -275,8 +275,8 @@ class Resolver:
         if found is None or not self._exclude:
             return found
         parent = self.index.path(slot.parent)
-        if parent is None:
-            return found
+        if parent is None and self._exclude.by_path:
+            return found  # looked at again when its directory has a place
         path = parent + b"/" + slot.name if parent else slot.name
         return None if self._exclude.matches(path, found.kind is Kind.DIRECTORY) else found
 
