@@ -41,6 +41,8 @@ class Findings:
     changed: list[FileId] = field(default_factory=list)
     """Not as their stamps say, or without one that can be relied on."""
     missing: list[FileId] = field(default_factory=list)
+    complete: bool = False
+    """Every inode was looked at."""
     mark: str | None = None
     """From when on the next survey need look, if the filesystem can tell."""
     scanned: int = 0
@@ -66,7 +68,7 @@ def survey(source: SourceRoot, store: IndexStore, how: str) -> Findings:
             found.missing += differences.missing()
         else:
             found.changed = list(dict.fromkeys([*found.changed, *differences.unsure()]))
-    found.mark = rows.mark()
+    found.complete, found.mark = rows.complete, rows.mark()
     found.seconds = time.monotonic() - started
     return found
 
@@ -154,15 +156,16 @@ class Catchup:
             self._again = False
             self.survey()
 
-    def _recent(self, ids: list[FileId], *, content: bool) -> Iterator[None]:
+    def _recent(self, ids: list[FileId], *, content: bool, numbers: bool = False) -> Iterator[None]:
         for first in range(0, len(ids), STEP):
             now = time.monotonic_ns()
             for id in ids[first : first + STEP]:
-                self._outbox.suspect(id, now, self._token, content=content)
+                self._outbox.suspect(id, now, self._token, content=content, numbers=numbers)
             yield
 
     def _found(self, found: Findings) -> Iterator[None]:
-        yield from self._recent(found.changed, content=True)
+        # The inodes whose numbers others have now are among the missing.
+        yield from self._recent(found.changed, content=True, numbers=found.complete)
         for id in found.missing:
             self._outbox.missed(id, time.monotonic_ns(), self._token)
         yield

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from replicator.model import FileId, Slot, kind_of
 from replicator.tree.handles import SourceRoot, Stale
@@ -39,14 +38,15 @@ class SourceNamespace:
         except FileNotFoundError:
             return None
 
-    def names(self, directory: FileId) -> Sequence[bytes] | None:
-        """All names in the directory; None if it is gone."""
+    def names(self, directory: FileId) -> dict[bytes, int] | None:
+        """All names in the directory with their inode numbers, as it has them; None if it is gone."""
         try:
             fd = self._source.open_by_id(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME)
         except Stale:
             return None
         try:
-            return [os.fsencode(name) for name in os.listdir(fd)]
+            with os.scandir(fd) as entries:
+                return {os.fsencode(entry.name): entry.inode() for entry in entries}
         finally:
             os.close(fd)
 

@@ -624,10 +624,12 @@ class Outbox:
         for slot in self.index.slots_of(id):
             self._naming.queue(slot, Due(self.generations.hold(generation), now))
 
-    def suspect(self, id: FileId, now: int, generation: int | None, *, content: bool = True) -> None:
+    def suspect(
+        self, id: FileId, now: int, generation: int | None, *, content: bool = True, numbers: bool = False
+    ) -> None:
         """A member may have changed without a word: owe all that may differ from the replica, names too.
 
-        Without `content`, what is in a file has not changed without a word.
+        Without `content`, what is in a file has not changed without a word. `numbers`: see Resolver.list.
         """
         if not self.index.is_member(id):
             return
@@ -636,7 +638,7 @@ class Outbox:
             owed.deep = True
             self._sizes.pop(id, None)
         if self.index.is_directory(id):
-            self.resolver.list(id, now, generation)
+            self.resolver.list(id, now, generation, numbers=numbers)
             self.compare_names(id, now, generation)
 
     def missed(self, id: FileId, now: int, generation: int | None) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
@@ -44,8 +44,8 @@ class Namespace(Protocol):
     def lookup(self, slot: Slot) -> Found | None:
         """What the slot holds; None if nothing. DirectoryGone if its directory cannot be found by its id."""
 
-    def names(self, directory: FileId) -> Sequence[bytes] | None:
-        """All names in a directory; None if it is gone."""
+    def names(self, directory: FileId) -> Mapping[bytes, int] | None:
+        """All names in a directory, and the inode numbers that they have there; None if it is gone."""
 
     def alive(self, id: FileId) -> bool:
         """Whether the inode has a name somewhere: false once its handle is stale or it is unlinked."""
@@ -65,6 +65,8 @@ class Due:
     """What was in a slot that is to be told, if it was something else."""
     order: int = 0
     """The resolver's count when it became due; what follows from a look has the look's order."""
+    numbers: bool = False
+    """Of a directory: a name that means an inode of the same number as before means the same inode."""
 
 
 @dataclass(slots=True)
@@ -120,9 +122,15 @@ class Resolver:
         """The slot may mean something else now."""
         self._enqueue(self._due, slot, now, generation, force, None)
 
-    def list(self, directory: FileId, now: int, generation: int | None = None) -> None:
-        """Every name in the directory may mean something else now."""
+    def list(self, directory: FileId, now: int, generation: int | None = None, *, numbers: bool = False) -> None:
+        """Every name in the directory may mean something else now.
+
+        `numbers`: whoever asks knows that no inode number has changed hands, so that names whose numbers are the same
+        need no look of their own.
+        """
+        numbers = numbers and (directory not in self._lists or self._lists[directory].numbers)
         self._enqueue(self._lists, directory, now, generation, False, None)
+        self._lists[directory].numbers = numbers
 
     def doubt(self, id: FileId, now: int) -> None:
         """A member without a name: it is dead, unless a look that is due finds a name."""
@@ -215,8 +223,12 @@ class Resolver:
                     self._lists[directory] = due
                     changes.failed.append((directory, error))
                     return
-                known = set(self.index.children(directory))
-                for name in known.union(names or ()):
+                known, names = self.index.children(directory), names or {}
+                for name in known.keys() | names.keys():
+                    id = known.get(name)
+                    # Of subvolumes only the number that all of their roots have is told.
+                    if due.numbers and id is not None and id.root == directory.root and names.get(name) == id.ino:
+                        continue
                     self._follow(self._due, Slot(directory, name), due, force=due.force)
             self._generations.release(due.generation)
 
@@ -352,6 +364,7 @@ class Resolver:
             below += [id for id in self.index.subtree(directory) if self.index.is_directory(id)]
         for id in dict.fromkeys(below):
             self._follow(self._lists, id, due)
+            self._lists[id].numbers = False
             changes.lists.append(id)
 
     def _dying_no_more(self, found: Found | None) -> None:

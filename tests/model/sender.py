@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -83,10 +84,10 @@ class SourceCalls:
         node = directory.names.get(slot.name) if directory else None
         return Found(node.id, node.kind) if node else None
 
-    def names(self, directory: FileId) -> Sequence[bytes] | None:
+    def names(self, directory: FileId) -> dict[bytes, int] | None:
         self.meanwhile()
         node = self.world.node(directory)
-        return list(node.names) if node and node.nlink else None
+        return {name: child.id.ino for name, child in node.names.items()} if node and node.nlink else None
 
     def alive(self, id: FileId) -> bool:
         self.meanwhile()
@@ -337,7 +338,7 @@ class Sender:
             row["size"], row["ctime"], row["mtime"] = size, node.ctime_ns, node.mtime_ns
         outbox, token = self.outbox, self._token
         changed = differences.changed(rows[np.argsort(rows["ino"])])
-        for hand, ids in ((outbox.suspect, changed), (outbox.missed, differences.missing())):
+        for hand, ids in ((partial(outbox.suspect, numbers=True), changed), (outbox.missed, differences.missing())):
             for id in ids:
                 self.survey.append(lambda hand=hand, id=id: hand(id, self.now, token))  # type: ignore[misc]
 

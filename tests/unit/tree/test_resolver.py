@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 
 import pytest
 
@@ -37,10 +36,10 @@ class Chain:
         level = 0 if slot.parent == ROOT else slot.parent.ino - 100 + 1
         return Found(directory(level), Kind.DIRECTORY) if level < self.left and slot.name == b"d" else None
 
-    def names(self, directory: FileId) -> Sequence[bytes] | None:
+    def names(self, directory: FileId) -> dict[bytes, int] | None:
         if not self._there(directory):
             return None
-        return [b"d"] if directory == ROOT or directory.ino - 100 + 1 < self.left else []
+        return {b"d": 0} if directory == ROOT or directory.ino - 100 + 1 < self.left else {}
 
     def alive(self, id: FileId) -> bool:
         return self._there(id)
