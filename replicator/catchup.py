@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -55,7 +55,7 @@ def survey(source: SourceRoot, store: IndexStore, how: str) -> Findings:
     syscalls.syncfs(source.read_fd)
     found = Findings()
     by_root = {root: Differences(root, *store.stamps(root)) for root in store.roots()}
-    since = store.meta("since") if how == "auto" else None
+    since = (store.meta("since") or None) if how == "auto" else None
     rows = scan(source, how, since)
     for batch in rows:
         found.scanned += len(batch)
@@ -127,6 +127,16 @@ class Catchup:
             self._outbox.generations.release(self._token)
             self._token = None
             self._outbox.doubting = False
+
+    def mark(self, marked: Callable[[str], None]) -> None:
+        """Give the mark from which a survey could begin, if everything from before were known; if there is one."""
+
+        def found(mark: str | Exception | None) -> None:
+            if isinstance(mark, str):
+                marked(mark)
+
+        source, how = self._source, self._how
+        self._worker.submit(lambda: scan(source, how).mark(), found)
 
     def close(self) -> None:
         """End it; a scan that hangs is left to itself."""

@@ -56,6 +56,7 @@ class Ledger:
             self.last_epoch = int(self.store.meta("epochs") or 0)
             """No later epoch was ever sent."""
             self._reserved = self.last_epoch
+            self._mark = self._marked = self.store.meta("since") or ""
             self.reserve(self.last_epoch)
         except (sqlite3.Error, OSError) as error:
             raise _fault(directory, error) from error
@@ -118,6 +119,10 @@ class Ledger:
         """Everything was compared, and is durable."""
         self.mistrusted = False
 
+    def mark(self, mark: str) -> None:
+        """All changes from before `mark` (see Scan) are durable: the next survey need not look for them."""
+        self._mark = mark
+
     def scanned(self) -> None:
         """The first sync is complete: a successor may rely on the index, once all that is durable by now is in it."""
         self._scanned = True
@@ -158,7 +163,7 @@ class Ledger:
         self._told += outbox.take_told(now)
         settled = self._journal.settled() if self._journal is not None else 0
         told, meta = list(self._told), self._meta()
-        if not told and self._scanned == self.known:
+        if not told and self._scanned == self.known and self._mark == self._marked:
             if settled and self._journal is not None:
                 self._journal.remove(settled)
             return
@@ -173,7 +178,7 @@ class Ledger:
                 log.warning("the index is written again")
                 self.trouble = ""
             del self._told[: len(told)]
-            self.known = meta["scanned"] == "1"
+            self.known, self._marked = meta["scanned"] == "1", meta["since"]
             if self._index is not None:
                 self._index.committed(told, result)
             if settled and self._journal is not None:
@@ -184,6 +189,7 @@ class Ledger:
     def _meta(self) -> dict[str, str]:
         return {
             "durable": str(self.durable),
+            "since": self._mark,
             "scanned": str(int(self._scanned)),
             "mistrusted": str(int(self.mistrusted)),
         }

@@ -68,6 +68,8 @@ BACKLOG = 16_384
 """Dirty inodes above which the first scan pauses."""
 LOOKS = 512
 HOUSEKEEPING = 0.25  # s
+MARKS = 60
+"""Seconds between marks that shorten a survey (btrfs)."""
 SECOND = 1_000_000_000
 
 
@@ -174,6 +176,7 @@ class Sender:
         self.progress = Progress()
         defer(self.progress.close)
         self._sweeping = False
+        self._next_mark = 0
         self.turn = 0
         self._turned = 0
         self._session: object = None
@@ -520,6 +523,9 @@ class Sender:
         self.intake.check_losses()
         self.ledger.turn(self.outbox, now)  # what was told is relied on only if nothing was lost of it
         self.journal.tick(now)
+        if self.phase == "ready" and now >= self._next_mark:
+            self._next_mark = now + MARKS * SECOND
+            self.catchup.mark(lambda mark: self._barrier(lambda: self.ledger.mark(mark)))
         self.outbox.settle(now)
         metrics = self.metrics
         metrics.events_suppressed.follow(self.sensor.untold())
