@@ -18,7 +18,7 @@ from replicator.capture.names import InodeLook, ListLook, Look, MovedLook, Names
 from replicator.capture.sensor import NAMELESS_LOSSES, Sensor
 from replicator.dirty.merge import merge
 from replicator.journal.journal import Item, Journal
-from replicator.journal.marks import Dead, Doubt, Partial, Whole
+from replicator.journal.marks import Doubt, Partial, Whole
 from replicator.observe.metrics import SenderMetrics
 from replicator.source.outbox import Outbox
 
@@ -129,7 +129,7 @@ class Intake:
                 self._merge(item)
                 continue
             for mark in item:
-                if isinstance(mark, Whole | Doubt | Partial | Dead):
+                if isinstance(mark, Whole | Doubt | Partial):
                     self._outbox.restore(mark, now)
                 else:
                     self._look(mark, now, force=True)

@@ -190,8 +190,6 @@ class Sender:
         self.phase = "scanning"
         self.outbox.succeeding = True
         self.outbox.outsiders.forget()
-        for id in self.index.nameless():
-            self.resolver.doubt(id, now)
         items = self.journal.restored()
         if items is None:
             self.journal.forget()
@@ -433,6 +431,8 @@ class Sender:
         generations = self.outbox.generations
         if self.phase == "scanning" and not self.resolver.workable and not self.catchup.busy:
             self.resolver.complete = True
+            for id in self.index.nameless():  # whoever was to be found has been found
+                self.resolver.doubt(id, now)
             self.phase = "sending"
             self._barrier(self._scanned)
         sent, received = self.uplink.wire_bytes

@@ -35,13 +35,7 @@ class Partial(NamedTuple):
     check: bool
 
 
-class Dead(NamedTuple):
-    """This inode may be dead: if it is, the replica is to be told."""
-
-    id: FileId
-
-
-Mark = Look | Whole | Doubt | Partial | Dead
+Mark = Look | Whole | Doubt | Partial
 
 
 def encode(mark: Mark) -> list[Any]:
@@ -61,8 +55,6 @@ def encode(mark: Mark) -> list[Any]:
             return ["whole", id.text()]
         case Doubt(id):
             return ["doubt", id.text()]
-        case Dead(id):
-            return ["dead", id.text()]
         case Partial(id, ranges, folios, lowest, mapped, holes, check):
             return ["owed", id.text(), ranges, folios, lowest, mapped, holes, check]
 
@@ -85,8 +77,6 @@ def decode(value: Any) -> Mark:
                 return Whole(FileId.parse(id))
             case ["doubt", str(id)]:
                 return Doubt(FileId.parse(id))
-            case ["dead", str(id)]:
-                return Dead(FileId.parse(id))
             case ["owed", str(id), [*ranges], [*folios], int() | None as lowest, bool(m), bool(h), bool(check)]:
                 return Partial(FileId.parse(id), _ranges(ranges), _ranges(folios), lowest, m, h, check)
     except UnicodeEncodeError as error:

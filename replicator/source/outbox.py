@@ -23,7 +23,7 @@ from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import DirtyTable, Owed
 from replicator.dirty.writers import Writers
 from replicator.errors import RemoteError
-from replicator.journal.marks import Dead, Doubt, Mark, Partial, Whole
+from replicator.journal.marks import Doubt, Mark, Partial, Whole
 from replicator.model import END_OF_FILE, Answer, Facts, FileId, InodeFact, Kind, Slot, SlotFact
 from replicator.source.doubts import Doubts
 from replicator.source.flight import Epoch, Flush, Part
@@ -244,7 +244,10 @@ class Outbox:
 
     def _begin(self, id: FileId) -> Flush:
         owed = self.table.ask_first(self.table.take(id))
-        flush = self._reading[id] = Flush(owed, self._sizes.get(id), taken=self._clock(), fence=self.table.fence)
+        known = self._sizes.get(id)
+        if known is None and not (owed.whole or owed.check):
+            known = self.index.size(id)
+        flush = self._reading[id] = Flush(owed, known, taken=self._clock(), fence=self.table.fence)
         return flush
 
     def read_done(self, part: Part, now: int) -> None:
@@ -315,7 +318,7 @@ class Outbox:
         epoch.flushes.append(part.flush)
         fact = part.fact
         sure = fact.settled and not part.flush.owed.mapped
-        epoch.told.stamps[id] = Stamp(fact.size, fact.attributes.mtime_ns, fact.attributes.ctime_ns) if sure else None
+        epoch.told.stamps[id] = Stamp(fact.size, fact.attributes.mtime_ns, fact.attributes.ctime_ns, sure)
         if part.flush.owed.whole:
             epoch.whole.add(id)
         if part.fact.check and part.fact.kind is Kind.FILE:
@@ -382,7 +385,7 @@ class Outbox:
         checked = {flush.owed.id: flush for flush in epoch.flushes if self.doubts.answered(flush.owed.id, epoch.number)}
         refused = {refusal.id for refusal in answer.refusals}
         for id in (*answer.needs, *answer.doubts, *refused):  # the replica has not got it, whatever it was told
-            epoch.told.stamps[id] = None
+            epoch.told.stamps[id] = Stamp(0, 0, 0, sure=False)
         for slot in answer.looks:
             epoch.told.slots.pop(slot, None)
         epoch.told.dead = [id for id in epoch.told.dead if id not in refused]
@@ -470,10 +473,10 @@ class Outbox:
         busy: set[FileId] | None = None
         for one in told:
             for id, stamp in one.stamps.items():
-                if stamp is None:
+                if stamp is None or not stamp.sure:
                     continue
                 if id in self.table or id in self._reading or id in self.doubts:
-                    one.stamps[id] = None
+                    one.stamps[id] = stamp._replace(sure=False)
                     continue
                 if self.index.is_directory(id) and not self.doubting:
                     if busy is None:
@@ -482,7 +485,7 @@ class Outbox:
                         continue
                 elif not self.doubting:
                     continue
-                one.stamps[id] = None
+                one.stamps[id] = stamp._replace(sure=False)
                 self.pace.unsettled(id, self._clock())
         return told
 
@@ -492,7 +495,10 @@ class Outbox:
         return {slot for told in tolds for slot in told.slots}
 
     def owed(self) -> Iterator[Mark]:
-        """Everything that is not durable, for the journal."""
+        """Everything that is not durable, for the journal.
+
+        But for deaths: who is to die has lost its names, and a successor asks the replica who has none.
+        """
         for owed in (*self.table.values(), *self.leaving()):
             if owed.whole:
                 yield Whole(owed.id)
@@ -504,10 +510,8 @@ class Outbox:
         flying = [slot for epoch in self.inflight for slot in epoch.slots]
         yield from (SlotLook(slot, None) for slot in (*self._naming.slots(), *self.resolver.slots(), *flying))
         yield from (ListLook(id) for id in (*self.resolver.lists(), *self.unlisted))
-        dead = [id for epoch in self.inflight for id in epoch.dead]
-        yield from (Dead(id) for id in (*self._naming.dead(), *self.resolver.dying(), *dead))
 
-    def restore(self, mark: Whole | Doubt | Partial | Dead, now: int) -> None:
+    def restore(self, mark: Whole | Doubt | Partial, now: int) -> None:
         """Owe what a predecessor owed. Who is no member yet becomes one by its name, or the replica asks about it."""
         if not self.index.is_member(mark.id):
             return
@@ -515,9 +519,6 @@ class Outbox:
             self._owe_whole(mark.id, now, None)
         elif isinstance(mark, Doubt):
             self.doubt(mark.id, now)
-        elif isinstance(mark, Dead):
-            if mark.id != self.index.root and not self.index.slots_of(mark.id):
-                self.resolver.doubt(mark.id, now)
         else:
             owed = self.table.mark(mark.id, now)
             owed.mapped |= mark.mapped
@@ -599,7 +600,8 @@ class Outbox:
         self.told.append(Told(stamps=dict.fromkeys(ids)))
         for epoch in self.inflight:
             for id in epoch.told.stamps.keys() & set(ids):
-                epoch.told.stamps[id] = None
+                stamp = epoch.told.stamps[id]
+                epoch.told.stamps[id] = stamp and stamp._replace(sure=False)
 
     def owe_whole(self, id: FileId, now: int) -> None:
         """The replica lacks this inode: send it with all its names."""

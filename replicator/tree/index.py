@@ -46,6 +46,9 @@ class Names(Protocol):
     def nameless(self) -> list[Entry]:
         """See IndexStore."""
 
+    def size(self, id: FileId) -> int | None:
+        """See IndexStore."""
+
     def ids(self, after: bytes, most: int, *, directories: bool) -> tuple[list[FileId], bytes]:
         """See IndexStore."""
 
@@ -69,6 +72,9 @@ class _Nothing:
 
     def nameless(self) -> list[Entry]:
         return []
+
+    def size(self, _: FileId) -> int | None:
+        return None
 
     def ids(self, after: bytes, most: int, *, directories: bool) -> tuple[list[FileId], bytes]:
         return [], b""
@@ -196,6 +202,10 @@ class TreeIndex:
             found.update((id, None) for id in ids if id not in found and self.is_member(id))
             if not after:
                 return list(found)
+
+    def size(self, id: FileId) -> int | None:
+        """The size of a file as the store has it, in bytes; None if it does not know."""
+        return self._store.size(id)
 
     def pending(self, directory: FileId) -> bool:
         """Whether a name in the directory may not be as the store has it."""

@@ -107,6 +107,8 @@ class Resolver:
         self._dying: dict[FileId, Due] = {}
         self._gone: set[FileId] = set()
         """Directories of which this round has found out that they are removed."""
+        self._awaited: set[FileId] = set()
+        """Whom this round has found in a slot that is held."""
         self._order = 0
         self.complete = False
         """Whether every directory was listed once: before that, nothing can be proven to be outside."""
@@ -279,7 +281,7 @@ class Resolver:
         """Take out of `observed` every slot whose occupant would lose its last name too early; give what dies."""
         dying: dict[FileId, Due] = {}
         alive: dict[FileId, bool] = {}
-        awaited: set[FileId] = set()
+        awaited = self._awaited = set[FileId]()
         claims: dict[FileId, set[Slot]] = {}
         for slot, found in observed.items():
             if found is not None:
@@ -362,7 +364,7 @@ class Resolver:
         first = min(
             (due.order for queue in (self._due, self._lists) for due in queue.values()), default=self._order + 1
         )
-        for id in [id for id, due in self._dying.items() if due.order < first]:
+        for id in [id for id, due in self._dying.items() if due.order < first and id not in self._awaited]:
             due = self._dying[id]
             if self.index.is_directory(id) and self.index.children(id) and not _may_live(view, id):
                 for name in self.index.children(id):

@@ -6,6 +6,7 @@ blobs, compared by numpy. Compares by inequality: a time that went back is a cha
 
 from __future__ import annotations
 
+import struct
 from stat import S_IFREG
 from typing import Final, NamedTuple
 
@@ -25,12 +26,17 @@ NOTHING, SURE, UNSURE = 0, 1, 2
 """States: no inode; as the stamp says; known to the replica in a state that no stamp can vouch for."""
 
 
+_ROW: Final = struct.Struct("<IIQqq")
+_WRAP: Final = 1 << 63
+
+
 class Stamp(NamedTuple):
-    """Size in bytes (of a regular file, else 0), times in ns since the epoch."""
+    """Size in bytes (of a regular file, else 0), times in ns since the epoch; `sure`: it can vouch for the state."""
 
     size: int
     mtime: int
     ctime: int
+    sure: bool = True
 
 
 def place_of(id: FileId) -> tuple[int, int, int]:
@@ -38,12 +44,33 @@ def place_of(id: FileId) -> tuple[int, int, int]:
     return id.root, id.ino // PAGE, id.ino % PAGE
 
 
-def stamped(rows: npt.NDArray[np.void], id: FileId, stamp: Stamp | None, *, anew: bool = True) -> None:
-    """Set an inode's place in its page; without `anew` only if it is not there yet. None: unsure."""
+def stamped(rows: npt.NDArray[np.void], id: FileId, stamp: Stamp | None) -> None:
+    """Set an inode's place in its page. None: unsure, and of the size that was known."""
     at = id.ino % PAGE
-    if not anew and rows["state"][at] != NOTHING and rows["gen"][at] == id.gen:
-        return
-    rows[at] = (id.gen, UNSURE, 0, 0, 0) if stamp is None else (id.gen, SURE, *stamp)
+    if stamp is not None:
+        state = SURE if stamp.sure else UNSURE
+        rows[at] = (id.gen, state, stamp.size, _wrapped(stamp.mtime), _wrapped(stamp.ctime))
+    elif rows["state"][at] != NOTHING and rows["gen"][at] == id.gen:
+        rows["state"][at] = UNSURE
+    else:
+        rows[at] = (id.gen, UNSURE, 0, 0, 0)
+
+
+def is_there(rows: npt.NDArray[np.void], id: FileId) -> bool:
+    """Whether its page has a stamp of the inode."""
+    at = id.ino % PAGE
+    return bool(rows["state"][at] != NOTHING and rows["gen"][at] == id.gen)
+
+
+def size_in(rows: bytes, id: FileId) -> int | None:
+    """The size in the inode's stamp, of a page as it is stored; None if it has no stamp there."""
+    gen, state, size, _, _ = _ROW.unpack_from(rows, id.ino % PAGE * STAMP.itemsize)
+    return int(size) if state != NOTHING and gen == id.gen else None
+
+
+def _wrapped(time: int) -> int:
+    """As 64 bits hold it; a scan's rows wrap in the same way."""
+    return (time + _WRAP) % (2 * _WRAP) - _WRAP
 
 
 def cleared(rows: npt.NDArray[np.void], id: FileId) -> None:

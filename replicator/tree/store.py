@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replicator.model import FileId, Kind, Slot
-from replicator.tree.stamps import PAGE, STAMP, Stamp, cleared, place_of, stamped
+from replicator.tree.stamps import PAGE, STAMP, Stamp, cleared, is_there, place_of, size_in, stamped
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Told:
 
     slots: dict[Slot, Entry | None] = field(default_factory=dict)
     stamps: dict[FileId, Stamp | None] = field(default_factory=dict)
-    """None: no stamp can vouch for it; it passes for changed when it is compared."""
+    """None: none can vouch for it any more; it passes for changed when it is compared."""
     dead: list[FileId] = field(default_factory=list)
     """After the slots."""
 
@@ -218,6 +218,12 @@ class IndexStore:
 
     # ------------------------------------------------------------------ stamps
 
+    def size(self, id: FileId) -> int | None:
+        """The size that the replica's file durably had, in bytes; None if it is not known."""
+        root, page, _ = place_of(id)
+        row = self._reader.execute("SELECT rows FROM stamps WHERE root = ? AND page = ?", (root, page)).fetchone()
+        return None if row is None else size_in(row[0], id)
+
     def roots(self) -> list[int]:
         """The filesystem roots (on btrfs; elsewhere 0) of which there are stamps."""
         return [int(root) for (root,) in self._reader.execute("SELECT DISTINCT root FROM stamps")]
@@ -363,6 +369,6 @@ class _Change:
                     cleared(rows, id)
                 elif id in self._stamps:
                     stamped(rows, id, self._stamps[id])
-                else:  # a member without a stamp would not be missed
-                    stamped(rows, id, None, anew=False)
+                elif not is_there(rows, id):  # a member without a stamp would not be missed
+                    stamped(rows, id, None)
             self._db.execute("INSERT OR REPLACE INTO stamps VALUES (?, ?, ?)", (root, page, rows.tobytes()))

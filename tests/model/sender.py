@@ -31,7 +31,7 @@ from replicator.dirty.merge import merge
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import Owed
 from replicator.journal.journal import Journal
-from replicator.journal.marks import Dead, Doubt, Mark, Partial, Whole
+from replicator.journal.marks import Doubt, Mark, Partial, Whole
 from replicator.model import Answer, Facts, FileId, Kind, Slot
 from replicator.scan import INODE
 from replicator.source.flight import Flush
@@ -264,8 +264,6 @@ class Sender:
         self.outbox.succeeding = True
         self.outbox.outsiders.forget()
         items = self.journal.restored()
-        for id in self.outbox.index.nameless():
-            self.outbox.resolver.doubt(id, self.now)
         for item in items or ():
             if not isinstance(item, list):
                 self._merge(item)
@@ -294,7 +292,7 @@ class Sender:
                 self.outbox.compare_names(id, self.now)
             case Overflow():
                 self.begin_survey()
-            case Whole() | Doubt() | Partial() | Dead():
+            case Whole() | Doubt() | Partial():
                 self.outbox.restore(mark, self.now)
 
     def _owed(self) -> Iterator[Mark]:
@@ -410,6 +408,8 @@ class Sender:
         self.looked = True
         if self.phase == "scanning" and not self.outbox.resolver.workable and self._token is None:
             self.outbox.resolver.complete = True
+            for id in self.outbox.index.nameless():
+                self.outbox.resolver.doubt(id, self.now)
             self.phase = "sending"
             self._after_all(self._scanned)
 

@@ -16,7 +16,7 @@ from replicator.capture.event import EVENT, Events
 from replicator.capture.names import InodeLook, ListLook, MovedLook, Overflow, SlotLook
 from replicator.dirty.generations import Generations
 from replicator.journal.journal import Journal
-from replicator.journal.marks import Dead, Doubt, Mark, Partial, Whole, decode, encode
+from replicator.journal.marks import Doubt, Mark, Partial, Whole, decode, encode
 from replicator.journal.segments import Damaged, Frame, Segments
 from replicator.model import END_OF_FILE, FileId, Slot
 
@@ -35,7 +35,6 @@ marks: st.SearchStrategy[Mark] = st.one_of(
     st.just(Overflow()),
     st.builds(Whole, ids),
     st.builds(Doubt, ids),
-    st.builds(Dead, ids),
     st.builds(Partial, ids, spans, spans, st.none() | st.integers(0, END_OF_FILE), *[st.booleans()] * 3),
 )
 frames = st.lists(st.builds(Frame, st.integers(0, 9), st.binary(max_size=40)), max_size=12)
