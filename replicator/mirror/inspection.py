@@ -76,8 +76,7 @@ class Inspection:
         return self._open(id, os.O_RDONLY | os.O_DIRECTORY)
 
     def is_own(self, id: FileId, name: bytes) -> bool:
-        """Whether this name is the replica's own business: limbo, which comes and goes, and what mkfs made if the source
-        has none."""
+        """Whether this name is the replica's own business: limbo, which comes and goes, or what only mkfs made."""
         own = name in (self._limbo.name, b"lost+found")
         return own and id == self._inventory.root and self._inventory.bound(Slot(id, name)) is None
 
