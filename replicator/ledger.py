@@ -180,7 +180,8 @@ class Ledger:
             del self._told[: len(told)]
             self.known, self._marked = meta["scanned"] == "1", meta["since"]
             if self._index is not None:
-                self._index.committed(told, result)
+                later = {slot for one in self._told for slot in one.slots}
+                self._index.committed(told, result, later | outbox.names_on_their_way())
             if settled and self._journal is not None:
                 self._journal.remove(settled)
 

@@ -76,10 +76,9 @@ class Inspection:
         return self._open(id, os.O_RDONLY | os.O_DIRECTORY)
 
     def is_own(self, id: FileId, name: bytes) -> bool:
-        """Whether this name is the replica's own business: limbo, and what mkfs made if the source has none."""
-        if Slot(id, name) == self._limbo.place:
-            return True
-        return id == self._inventory.root and name == b"lost+found" and self._inventory.bound(Slot(id, name)) is None
+        """Whether this name is the replica's own business: limbo, which comes and goes, or what only mkfs made."""
+        own = name in (self._limbo.name, b"lost+found")
+        return own and id == self._inventory.root and self._inventory.bound(Slot(id, name)) is None
 
     def attributes(self, id: FileId) -> tuple[Kind, int, Attributes]:
         """Kind, size (of a regular file, 0 for all else) and attributes of an inode. OSError, KeyError."""

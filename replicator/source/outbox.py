@@ -554,6 +554,11 @@ class Outbox:
                 self.pace.unsettled(id, now)
         return told
 
+    def names_on_their_way(self) -> set[Slot]:
+        """Slots that were told and are not in what `take_told` gave."""
+        tolds = (*self.told, *(epoch.told for epoch in self.inflight))
+        return {slot for told in tolds for slot in told.slots}
+
     def owed(self) -> Iterator[Mark]:
         """Everything that is not durable, for the journal.
 

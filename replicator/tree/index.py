@@ -12,7 +12,7 @@ while it is iterated. sqlite3.Error when the store fails.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Final, Protocol
 
 from replicator.model import FileId, Kind, Slot
@@ -311,12 +311,19 @@ class TreeIndex:
             if is_directory:
                 pending.append(iter(self._listing(child)))
 
-    def committed(self, told: Iterable[Told], displaced: Iterable[FileId] = ()) -> None:
-        """The store has taken this over."""
+    def committed(
+        self, told: Iterable[Told], displaced: Iterable[FileId] = (), pending: Container[Slot] = frozenset()
+    ) -> None:
+        """The store has taken this over. `pending`: slots of which it is still to be told something.
+
+        Of those it may say the right thing now by chance, and an older one next.
+        """
         touched: dict[FileId, None] = dict.fromkeys(displaced)
+        last: dict[Slot, Entry | None] = {}
         for one in told:
+            last.update(one.slots)
             for slot, entry in one.slots.items():
-                self._caught_up(slot, entry, touched)
+                self._heard(slot, entry, touched)
             for id in one.dead:
                 self._forgotten.pop(id, None)
                 node = self._changed.get(id)
@@ -326,6 +333,14 @@ class TreeIndex:
                 self._read.pop(id, None)
                 if not self.is_member(id):
                     self._over.pop(id, None)
+        for slot, entry in last.items():
+            over = self._over.get(slot.parent)
+            if over is None or slot.name not in over or slot in pending:
+                continue
+            if over[slot.name] == (None if entry is None else entry[0]):
+                del over[slot.name]
+                if not over:
+                    del self._over[slot.parent]
         for id in touched:
             node = self._changed.get(id)
             if node is None or id == self._root or not node.slots:
@@ -333,7 +348,7 @@ class TreeIndex:
             if not any(slot.name in self._over.get(slot.parent, {}) for slot in node.slots):
                 del self._changed[id]
 
-    def _caught_up(self, slot: Slot, entry: Entry | None, touched: dict[FileId, None]) -> None:
+    def _heard(self, slot: Slot, entry: Entry | None, touched: dict[FileId, None]) -> None:
         self._read.get(slot.parent, {}).pop(slot.name, None)
         if entry is not None:
             id = entry[0]
@@ -344,13 +359,6 @@ class TreeIndex:
                     node.stored = True
                 elif each in self._forgotten:
                     self._forgotten[each] = True
-        over = self._over.get(slot.parent)
-        if over is None or slot.name not in over:
-            return
-        if over[slot.name] == (None if entry is None else entry[0]):
-            del over[slot.name]
-            if not over:
-                del self._over[slot.parent]
 
     def _node(self, id: FileId) -> _Node | None:
         node = self._changed.get(id)

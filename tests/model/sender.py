@@ -611,6 +611,6 @@ class Memory:
             self.complete = True
 
     def end(self, outbox: Outbox, journal: Journal) -> None:
-        outbox.index.committed(self._written, self._displaced)
+        outbox.index.committed(self._written, self._displaced, outbox.names_on_their_way())
         journal.remove(self._settled)
         self._written, self._settled = [], 0

@@ -17,6 +17,7 @@ import pytest
 from replicator import syscalls
 from replicator.blocks import COMPARED_FROM
 from replicator.errors import EnvironmentFault, RefusedError, RemoteError
+from replicator.mirror.limbo import NAME as LIMBO_NAME
 from replicator.mirror.mirror import Mirror
 from replicator.model import Extent, FileId, Kind, Slot
 from tests.native.mirror_world import ROOT, World, make_durable
@@ -808,3 +809,12 @@ def test_attributes_and_listing_tell_what_is_there(pair: Pair) -> None:
     os.unlink(pair.root / "f")
     with pytest.raises(FileNotFoundError):
         pair.mirror.attributes(file)
+
+
+def test_limbo_is_nobodys_business_whether_it_is_there_or_not(pair: Pair) -> None:
+    """It may go between a look at the root and the judgement of what was seen."""
+    assert pair.mirror.is_own(ROOT, LIMBO_NAME)
+    pair.world.make(ROOT, LIMBO_NAME, content=b"the user's")
+    pair.sync()
+    assert not pair.mirror.is_own(ROOT, LIMBO_NAME)
+    assert not pair.mirror.is_own(ROOT, b"f")

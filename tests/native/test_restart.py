@@ -157,7 +157,9 @@ def test_a_survey_of_btrfs_looks_at_what_changed_since_the_last_mark_only(pair: 
     first = eventually(marked, what="a mark is kept")
     assert pair.sender is not None
     pair.sender.stop()
-    os.sync()  # what was made before goes into leaves of an older transaction
+    for number in range(3):  # so that what was made before is in leaves of older transactions
+        (pair.source / "again").write_bytes(b"%d" % number)
+        os.sync()
     pair.start_sender()
     eventually(lambda: marked() != first, what="a later mark is kept")
     pair.kill_sender()

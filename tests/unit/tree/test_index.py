@@ -221,3 +221,48 @@ def test_a_file_that_the_replica_has_costs_no_memory_and_little_disk(scratch: Pa
         assert len(index) == count + 1
         assert used < 4_000_000
     assert (scratch / "index.sqlite").stat().st_size / count < 200
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_older_state_that_is_told_late_does_not_show(scratch: Path, together: bool) -> None:
+    """A name is taken, given and taken again; what was told between is on its way when the store is right by chance."""
+    slot = Slot(ROOT, b"f")
+    with contextlib.closing(IndexStore(scratch / "index.sqlite")) as store:
+        store.settle(ROOT)
+        index = TreeIndex(ROOT, store)
+        index.bind(slot, F, Kind.FILE)
+        store.commit([Told({slot: (F, Kind.FILE)})], {})
+        index.committed([Told({slot: (F, Kind.FILE)})])
+        index.unbind(slot)
+        taken = Told({slot: None})
+        index.bind(slot, F, Kind.FILE)
+        given = Told({slot: (F, Kind.FILE)})
+        index.unbind(slot)
+        if together:
+            store.commit([taken, given], {})
+            index.committed([taken, given])
+        else:
+            store.commit([taken], {})
+            index.committed([taken], pending={slot})
+            store.commit([given], {})
+        assert index.get(slot) is None
+        assert index.slots_of(F) == ()
+
+
+def test_all_members_are_told_once_whatever_becomes_of_them_meanwhile(scratch: Path) -> None:
+    with contextlib.closing(IndexStore(scratch / "index.sqlite")) as store:
+        store.settle(ROOT)
+        index = TreeIndex(ROOT, store)
+        index.bind(Slot(ROOT, b"a"), A, Kind.DIRECTORY)
+        index.bind(Slot(A, b"f"), F, Kind.FILE)
+        told = Told({Slot(ROOT, b"a"): (A, Kind.DIRECTORY), Slot(A, b"f"): (F, Kind.FILE)})
+        store.commit([told], {})
+        index.committed([told])
+        index.bind(Slot(ROOT, b"g"), G, Kind.FILE)
+        members = index.members()
+        seen = [next(members)]
+        later = Told({Slot(ROOT, b"g"): (G, Kind.FILE)})
+        store.commit([later], {})
+        index.committed([later])
+        seen += members
+        assert sorted(seen) == sorted([ROOT, A, F, G])
