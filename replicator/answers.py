@@ -1,8 +1,7 @@
 """What the receiver answers between epochs: names that only it has, and comparisons for `verify`.
 
 Takes the bodies of requests, which come from a peer that is not trusted; gives bodies of answers, at once or (what has
-to read content) later. Reads the replica and changes nothing, but for extras that the sender has looked at and does not
-have, and the mark of a torn replica.
+to read content) later. Reads the replica and changes nothing but the mark of a torn one.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 from replicator.errors import RemoteError
 from replicator.link import strict
 from replicator.mirror.mirror import Mirror
-from replicator.model import Facts, FileId, Slot
+from replicator.model import FileId, Slot
 from replicator.verify.digests import names_digest
 from replicator.verify.judge import Judge
 from replicator.work import Worker
@@ -30,7 +29,6 @@ class Answers:
         self._mirror = mirror
         self._worker = worker
         self._judge = Judge(mirror, worker)
-        self._extras: set[Slot] = set()
 
     def begin(self) -> None:
         """A session begins: who asked before waits no more."""
@@ -63,16 +61,6 @@ class Answers:
         """How many names each of those is with all beneath it, up to `most`."""
         return {"numbers": [self._mirror.count(slot, most) for slot in slots]}
 
-    def remove_extras(self, facts: Facts) -> None:
-        """Remove what only the replica has, where the source was looked at and has nothing."""
-        if not self._extras:
-            return
-        for fact in facts.slots:
-            if fact.slot in self._extras:
-                self._extras.discard(fact.slot)
-                if fact.id is None:
-                    self._mirror.remove_extra(fact.slot.parent, fact.slot.name)
-
     def _compare_names(self, directories: list[tuple[FileId, str]]) -> dict[str, Any]:
         """All names of those directories where they are not what the sender has."""
         differing = []
@@ -83,6 +71,5 @@ class Answers:
                 continue  # not here (any more): its facts are on their way
             if names_digest((name, self._mirror.bound(Slot(directory, name))) for name in names) == digest:
                 continue
-            self._extras.update(Slot(directory, name) for name in names)
             differing.append((directory.text(), [name.decode("latin-1") for name in names]))
         return {"directories": differing}

@@ -179,7 +179,6 @@ class Receiver:
 
     def _apply(self, connection: Connection, number: int, epoch: Epoch) -> None:
         answer = self.mirror.apply(epoch.facts, [(at, offset, memoryview(data)) for at, offset, data in epoch.payload])
-        self._answers.remove_extras(epoch.facts)
         connection.say(m.Applied(answer))
         self._unsynced = number
         self.metrics.epochs.add()

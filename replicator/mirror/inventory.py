@@ -133,11 +133,18 @@ class Inventory:
             return False
         return self._db.execute("SELECT 1 FROM inodes WHERE id != ? LIMIT 1", (key_of(self._root),)).fetchone() is None
 
-    def all_records(self) -> Iterator[tuple[FileId, Record, bytes]]:
-        """Every known inode with its handle; only while no layer holds anything."""
-        for row in self._db.execute("SELECT id, kind, size, mtime, ctime, complete, suspect, handle FROM inodes"):
-            record, handle = entry_of(row[1:])
-            yield id_of(row[0]), record, handle
+    def entries(self, directory: FileId) -> dict[bytes, tuple[FileId, Record, bytes]]:
+        """All names in a directory with what they mean, and the handles; only while no layer holds a name."""
+        rows = self._db.execute(
+            "SELECT slots.name, slots.id, kind, size, mtime, ctime, complete, suspect, handle"
+            " FROM slots JOIN inodes ON inodes.id = slots.id WHERE parent = ?",
+            (key_of(directory),),
+        )
+        return {row[0]: (id_of(row[1]), *entry_of(row[2:])) for row in rows}
+
+    def parents(self) -> Iterator[FileId]:
+        """Every directory that has a name in it; only while no layer holds a name."""
+        return (id_of(row[0]) for row in self._db.execute("SELECT DISTINCT parent FROM slots"))
 
     def put(self, id: FileId, record: Record, handle: bytes | None = None) -> None:
         """Set what is known of an inode; its handle too if given."""

@@ -20,6 +20,7 @@ import logging
 import os
 import sqlite3
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from replicator.errors import EnvironmentFault, RefusedError
@@ -180,9 +181,19 @@ class Mirror:
         planned = plan(facts, self._inventory)
         planned.needs = {**needs, **planned.needs}
         planned.looks = {**looks, **planned.looks}
-        answer = self._executor.run(facts, pieces, planned)
+        answer = self._remove_foreign(facts, self._executor.run(facts, pieces, planned))
         self.applied_epoch = self._open = facts.epoch
         return answer
+
+    def _remove_foreign(self, facts: Facts, answer: Answer) -> Answer:
+        """Where the source has nothing, nothing may be: not what a crash left, nor what somebody else made."""
+        refusals, looks = list(answer.refusals), list(answer.looks)
+        for slot in (fact.slot for fact in facts.slots if fact.id is None):
+            reason = self.remove_extra(slot.parent, slot.name)
+            if reason is not None:
+                refusals.append(Refusal(slot.parent, reason))
+                looks.append(slot)
+        return replace(answer, refusals=tuple(refusals), looks=tuple(looks))
 
     def start_sync(self) -> SyncJob:
         """Begin to make everything applied so far durable. Only one at a time."""
@@ -311,6 +322,8 @@ class Mirror:
         if self._inventory.bound(place) is not None or self._inventory.record(id) is None or place == self._limbo.place:
             return None
         try:
+            if self._ground.at(place) is None:
+                return None
             self._intents.append(Intent(0, [place]))
             self._foreign.purge_place(place)
             self._executor.stamp(id)

@@ -52,38 +52,43 @@ class Recovery:
     def after_power_cut(self) -> bool:
         """Look at everything. Whether the disk had anything else than the inventory: part of an epoch, then."""
         inventory = self._inventory
-        seen: dict[Slot, FileId] = {}
+        found: list[tuple[Slot, FileId]] = []
+        gone: list[Slot] = []
         entered = {inventory.root}
         queue: list[tuple[FileId, int]] = [(inventory.root, os.dup(self._ground.root_fd))]
         while queue:
             directory, fd = queue.pop()
+            known = inventory.entries(directory)  # of millions, nearly all are where they were
+            kept: set[bytes] = set()
             try:
-                for text in os.listdir(fd):
-                    name = os.fsencode(text)
+                for name in map(os.fsencode, os.listdir(fd)):
                     handle = handle_of(fd, name)
-                    id = None if handle is None else self._identify(handle)
-                    if id is None:
+                    if handle is None:
+                        continue
+                    id, record = self._recognise(handle, known.get(name))
+                    if id is None or record is None:
                         self._differs = self._differs or not self._is_private(directory, name)
                         continue
-                    seen[Slot(directory, name)] = id
-                    record = inventory.record(id)
-                    if record is not None and record.kind is Kind.DIRECTORY and id not in entered:
+                    if name in known and known[name][0] == id:
+                        kept.add(name)
+                    else:
+                        found.append((Slot(directory, name), id))
+                    if record.kind is Kind.DIRECTORY and id not in entered:
                         entered.add(id)
                         queue.append((id, open_beneath(fd, name, os.O_RDONLY | os.O_DIRECTORY)))
-                    elif record is not None and record.kind is Kind.FILE:
+                    elif record.kind is Kind.FILE:
                         self._compare(fd, name, id, record)
             finally:
                 os.close(fd)
-        for id, _, _ in list(inventory.all_records()):
+            gone += [Slot(directory, name) for name in known if name not in kept]
+        for lost_directory in set(inventory.parents()) - entered - {LIMBO}:
+            gone += [Slot(lost_directory, name) for name, _ in inventory.children(lost_directory)]
+        for place in gone:
+            self._set(place, None)
+        for place, id in found:
+            self._set(place, id)
             self._affected[id] = None
-            for place in list(inventory.places(id)):
-                if seen.get(place) != id:
-                    inventory.unbind(place, keep=True)
-                    self._differs = True
-        for place, id in seen.items():
-            if inventory.bound(place) != id:
-                inventory.bind(place, id)
-                self._differs = True
+        self._differs = self._differs or bool(gone or found)
         self._look_into_limbo()
         self._finish()
         return self._differs
@@ -114,6 +119,15 @@ class Recovery:
     def _is_private(self, directory: FileId, name: bytes) -> bool:
         """Whether that name is limbo's, or the filesystem's own."""
         return directory == self._inventory.root and (name == b"lost+found" or name in self._limbo.candidates)
+
+    def _recognise(
+        self, handle: bytes, known: tuple[FileId, Record, bytes] | None
+    ) -> tuple[FileId | None, Record | None]:
+        """Which inode it is that was found where `known` should be."""
+        if known is not None and known[2] == handle and handle not in self._made:
+            return known[0], known[1]
+        id = self._identify(handle)
+        return id, None if id is None else self._inventory.record(id)
 
     def _identify(self, handle: bytes) -> FileId | None:
         """Which id an inode found on disk is; one that an open epoch made enters the inventory."""

@@ -35,7 +35,7 @@ class Mapped:
         # Without flushing: what is not written yet shall meet the new table.
         run("dmsetup", "suspend", "--noflush", "--nolockfs", self._name)
         run("dmsetup", "load", self._name, "--table", line)
-        run("dmsetup", "resume", self._name)
+        run("dmsetup", "resume", "--noudevsync", self._name)
 
 
 @pytest.fixture
@@ -46,11 +46,13 @@ def mapped(scratch: Path) -> Iterator[Mapped]:
         file.truncate(400 * MIB)
     loop = run("losetup", "--find", "--show", image).strip()
     name = f"rsyncfs{os.getpid()}"
-    run("dmsetup", "create", name, "--table", f"0 {SECTORS} linear {loop} 0")
+    # There may be no udev to make names.
+    run("dmsetup", "create", name, "--noudevsync", "--table", f"0 {SECTORS} linear {loop} 0")
+    run("dmsetup", "mknodes", name)
     try:
         yield Mapped(name, loop)
     finally:
-        run("dmsetup", "remove", "--retry", name)
+        run("dmsetup", "remove", "--retry", "--noudevsync", name)
         run("losetup", "--detach", loop)
 
 
