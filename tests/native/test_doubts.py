@@ -35,7 +35,14 @@ def pair_of(stage: Stage, **options: Any) -> Pair:
     replica.mkdir()
     state = stage.directory / f"own-state{stage.rounds}"
     state.mkdir()
-    return Pair(source, replica, state, **options)
+    return Pair(source, replica, state, send_options=["--detach-hooks"], **options)
+
+
+def stop_sender(pair: Pair) -> None:
+    """From here on nobody sees what changes. What was there when it began is in no journal, which would tell."""
+    assert pair.sender is not None
+    pair.sender.stop()
+    pair.sender = None
 
 
 def patch(path: Path, at: int, data: bytes) -> None:
@@ -82,11 +89,11 @@ CHANGES: dict[str, tuple[Callable[[Path], object], int]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_while_no_sender_ran(stage: Stage, change: str) -> None:
     act, changed = CHANGES[change]
-    with pair_of(stage) as pair:
-        path = pair.source / "file"
-        path.write_bytes(content(SIZE))
-        pair.wait()
-        pair.kill_sender()
+    pair = pair_of(stage)
+    path = pair.source / "file"
+    path.write_bytes(content(SIZE))
+    with pair:
+        stop_sender(pair)
         act(path)
         pair.start_sender()
         assert differences(pair.source, pair.replica, holes=True) == [], "ready means in step"
@@ -95,13 +102,13 @@ def test_a_change_while_no_sender_ran(stage: Stage, change: str) -> None:
 
 def test_a_change_while_neither_ran(stage: Stage) -> None:
     """After its own restart the receiver does not know whether what it has is sound."""
-    with pair_of(stage) as pair:
-        path = pair.source / "file"
-        path.write_bytes(content(SIZE))
-        pair.wait()
+    pair = pair_of(stage)
+    path = pair.source / "file"
+    path.write_bytes(content(SIZE))
+    with pair:
         patch(path, 7 * MIB, b"unfinished")
         pair.kill_receiver()
-        pair.kill_sender()
+        stop_sender(pair)
         patch(path, 9 * MIB, b"unseen")
         pair.start_receiver()
         pair.start_sender()
@@ -134,12 +141,12 @@ def test_a_copy_from_elsewhere_is_adopted_and_mended(stage: Stage) -> None:
 
 def test_a_writer_that_never_pauses_is_not_waited_for(stage: Stage) -> None:
     """The file is written while it is compared; nothing of it is lost, and nothing of the rest is late."""
-    with pair_of(stage) as pair:
-        path = pair.source / "file"
-        path.write_bytes(content(SIZE))
-        pair.wait()
+    pair = pair_of(stage)
+    path = pair.source / "file"
+    path.write_bytes(content(SIZE))
+    with pair:
         for round in range(3):
-            pair.kill_sender()
+            stop_sender(pair)
             patch(path, (round + 1) * MIB, content(4 * KIB, round + 7))
             pair.start_sender(ready=False)
             assert pair.sender is not None
@@ -160,11 +167,10 @@ def test_a_comparison_that_is_cut_off_begins_anew(stage: Stage, cut: str) -> Non
     pair = pair_of(stage)
     with CountingProxy("127.0.0.1", pair.port) as proxy:
         pair.connect = f"127.0.0.1:{proxy.port}"
+        path = pair.source / "file"
+        path.write_bytes(content(SIZE) * 4)
         with pair:
-            path = pair.source / "file"
-            path.write_bytes(content(SIZE) * 4)
-            pair.wait()
-            pair.kill_sender()
+            stop_sender(pair)
             patch(path, 4 * SIZE - MIB, content(4 * KIB, 7))
             # The greeting and the word to the first epoch are some 500 bytes, the answers to 32 questions 2000 more.
             proxy.stall(1000)
@@ -189,10 +195,10 @@ def test_a_comparison_that_is_cut_off_begins_anew(stage: Stage, cut: str) -> Non
 
 def test_records_that_the_kernel_lost(stage: Stage) -> None:
     """The ring overflows while the sender stands still: the file is compared, not sent."""
-    with pair_of(stage) as pair:
-        path = pair.source / "file"
-        path.write_bytes(content(SIZE))
-        pair.wait()
+    pair = pair_of(stage)
+    path = pair.source / "file"
+    path.write_bytes(content(SIZE))
+    with pair:
         assert pair.sender is not None
         before = pair.wire_bytes()
         os.kill(pair.sender.pid, signal.SIGSTOP)
