@@ -79,7 +79,7 @@ def test_what_was_owed_when_the_sender_was_killed_is_told_by_the_next(pair: Pair
     pair.restart_receiver()
     pair.start_sender()
     pair.assert_same()
-    assert data_bytes(pair) <= bound + 4096
+    assert data_bytes(pair) <= bound + 8192  # what is compared, is compared by blocks
 
 
 def test_a_lost_journal_costs_a_survey_and_nothing_else(pair: Pair) -> None:
