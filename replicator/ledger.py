@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,6 +69,11 @@ class Ledger:
         self._journal: Journal | None = None
         self.trouble = ""
         """Why the index is not written; empty if it is."""
+
+    @property
+    def unwritten(self) -> Sequence[Told]:
+        """What is durable on the replica and being written to the index, or to be written again."""
+        return self._told
 
     def fileno(self) -> int:
         """For a selector: readable when `collect` has something to do."""

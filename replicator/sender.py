@@ -217,8 +217,10 @@ class Sender:
         self.catchup.survey(content=content)
 
     def _owed(self) -> Iterator[Mark]:
-        """All that is not durable, for the journal."""
+        """All that is not durable, or is and the index does not say so yet; for the journal."""
         yield from self.outbox.owed()
+        for told in (*self.ledger.unwritten, *self.outbox.told):
+            yield from (SlotLook(slot, None) for slot in told.slots)
         if self.catchup.busy:
             yield Overflow()
 

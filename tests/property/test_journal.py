@@ -173,7 +173,11 @@ class _Sender:
         self.generations = Generations()
         self.owed: list[tuple[FileId, int]] = []
         self.unwritten: set[FileId] = set()
-        self.journal = Journal(path, 7, self.generations, lambda: [Whole(id) for id, _ in self.owed])
+        self.journal = Journal(path, 7, self.generations, self.marks)
+
+    def marks(self) -> list[Mark]:
+        """For a snapshot: what is in the index already may be forgotten, and nothing else."""
+        return [Whole(id) for id in (*(id for id, _ in self.owed), *self.unwritten)]
 
     def owe(self, number: int, now: int) -> None:
         id = FileId(0, 0, number, 0)
