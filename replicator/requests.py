@@ -85,6 +85,7 @@ class Requests:
             "waiting_for": sender.uplink.waiting_for,
             "sensor": sensor_name(sender.sensor),
             "hooks": sender.hooks.state(),
+            "state_trouble": sender.journal.trouble or sender.ledger.trouble,
             "files": len(sender.index),
             "dirty_files": len(sender.table) + outbox.reading,
             "dirty_bytes": outbox.dirty_bytes(),

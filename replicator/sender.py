@@ -530,6 +530,8 @@ class Sender:
             self.catchup.mark(lambda mark: self._barrier(lambda: self.ledger.mark(mark)))
         self.outbox.settle(now)
         metrics = self.metrics
+        metrics.journal_kept.set(0 if self.journal.trouble or self.ledger.trouble else 1)
+        metrics.journal_bytes.set(self.journal.size)
         metrics.events_suppressed.follow(self.sensor.untold())
         metrics.connected.set(1 if self.uplink.connection is not None else 0)
         metrics.dirty_files.set(len(self.table) + self.outbox.reading)

@@ -142,6 +142,11 @@ class SenderMetrics(_Side):
         self.tcp_unsent_bytes = self._gauge(
             "rsyncfs_tcp_unsent_bytes", "Bytes handed to the kernel that the network has not taken yet."
         )
+        self.journal_kept = self._gauge(
+            "rsyncfs_journal_kept",
+            "0 if the state directory takes no journal or index: a restart now would be a survey.",
+        )
+        self.journal_bytes = self._gauge("rsyncfs_journal_bytes", "Size of the journal.")
         self.hooks_adopted = self._gauge(
             "rsyncfs_hooks_adopted", "1 if the hooks of the sender before were taken over: it missed nothing meanwhile."
         )

@@ -41,6 +41,11 @@ def render(answer: dict[str, Any]) -> str:
     if answer["doubted_files"]:
         lines.append(f"doubted:   {answer['doubted_files']} files are compared block by block")
     lines += [f"excluded:  {path}, where rsyncfs keeps its state" for path in answer["excluded"]]
+    if answer["state_trouble"]:
+        lines.append(
+            f"trouble:   the state directory cannot be written ({answer['state_trouble']}); a restart now would look"
+            " through all inodes; free space there"
+        )
     if answer["waiting_for"]:
         lines.append(f"waiting:   {answer['waiting_for']}")
     if answer["refused_files"]:

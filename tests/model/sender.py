@@ -582,6 +582,7 @@ class Memory:
         self._displaced: list[FileId] = []
         self._settled = 0
         self._completing = False
+        self._journal: Journal | None = None
 
     def index(self) -> TreeIndex:
         self._told, self._written, self._settled = [], [], 0
@@ -591,11 +592,16 @@ class Memory:
 
     def close(self) -> None:
         """Nobody comes after."""
+        if self._journal is not None:
+            self._journal.close()
         self.store.close()
         self._directory.cleanup()
 
     def journal(self, generations: Generations, owed: Callable[[], Iterator[Mark]]) -> Journal:
-        return Journal(self.path / "journal", 1, generations, owed)
+        if self._journal is not None:
+            self._journal.close()
+        self._journal = Journal(self.path / "journal", 1, generations, owed)
+        return self._journal
 
     def begin(self, outbox: Outbox, journal: Journal, now: int, *, complete: bool) -> None:
         """The index has it; the process has not heard so."""

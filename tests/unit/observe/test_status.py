@@ -26,6 +26,7 @@ ANSWER: dict[str, Any] = {
     "doubted_files": 0,
     "refused_files": 0,
     "excluded": [],
+    "state_trouble": "",
     "held_deletions": 0,
     "max_delete": None,
     "losses": {},
