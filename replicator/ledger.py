@@ -85,10 +85,10 @@ class Ledger:
         self._index = TreeIndex(root, self.store)
         return self._index
 
-    def journal(self, outbox: Outbox, owed: Callable[[], Iterable[Mark]]) -> Journal:
-        """The journal, to be begun by the caller. `owed`: for its snapshots."""
+    def journal(self, outbox: Outbox, owed: Callable[[], Iterable[Mark]], forsaken: Callable[[], None]) -> Journal:
+        """The journal, to be begun by the caller. `owed`: for its snapshots; `forsaken`: see Journal."""
         try:
-            self._journal = Journal(self._directory / "journal", self.instance, outbox.generations, owed)
+            self._journal = Journal(self._directory / "journal", self.instance, outbox.generations, owed, forsaken)
         except OSError as error:
             raise _fault(self._directory, error) from error
         return self._journal

@@ -148,7 +148,7 @@ class Sender:
         self.resolver, self.index, self.table = self.outbox.resolver, self.outbox.index, self.outbox.table
         self.catchup = Catchup(self.source, self.ledger.store, self.outbox, options.scan)
         defer(self.catchup.close)
-        self.journal = self.ledger.journal(self.outbox, self._owed)
+        self.journal = self.ledger.journal(self.outbox, self._owed, self.hooks.forsake)
         self.intake = Intake(self.sensor, names, self.outbox, self.metrics, self.journal, self._survey)
         self.intake.fence()
         self.comparison = Comparison(self.outbox, self.ask, self._barrier)
@@ -196,7 +196,10 @@ class Sender:
         now = time.monotonic_ns()
         self.phase = "scanning"
         self.outbox.succeeding = True
-        self.outbox.outsiders.forget()
+        if not self._gap:
+            # Whose pages were dirty and silent the predecessor knew. Once all are written out, the next store is told.
+            self.outbox.outsiders.forget()
+            self.worker.submit(lambda: syscalls.syncfs(self.source.read_fd), self._written_out)
         for id in self.exclude.own:  # made in the source since the predecessor looked
             for slot in self.index.slots_of(id):
                 self.resolver.look(slot, now)
@@ -212,6 +215,12 @@ class Sender:
         self.journal.begin(now, anew=items is None)
         if self.catchup.busy:
             self.journal.marks([Overflow()], now)
+
+    def _written_out(self, result: Exception | None) -> None:
+        if result is None:
+            self.outbox.outsiders.remember()
+        else:
+            log.error("cannot sync %s: %s; new files are taken for mapped", self.source.path, result)
 
     def _survey(self, content: bool) -> None:
         self.catchup.survey(content=content)

@@ -19,6 +19,7 @@ class MappedOutsiders:
         self._limit = limit
         self._ids: set[FileId] = set()
         self._overflowed = False
+        self._forgotten = False
 
     def note(self, id: FileId) -> None:
         """It has, or had, a writable shared mapping."""
@@ -28,11 +29,15 @@ class MappedOutsiders:
             self._overflowed = True
 
     def forget(self) -> None:
-        """Nothing is known of what was seen: everybody may be mapped."""
-        self._overflowed = True
+        """Nothing is known of what was seen: everybody may be mapped, until `remember`."""
+        self._forgotten = True
+
+    def remember(self) -> None:
+        """Whatever was stored before `forget` is written out: whoever is mapped has been noted since."""
+        self._forgotten = False
 
     def take(self, id: FileId) -> bool:
         """Whether a new member may have pages that nobody would hear of; it is no outsider from here on."""
         known = id in self._ids
         self._ids.discard(id)
-        return known or self._overflowed
+        return known or self._overflowed or self._forgotten

@@ -44,13 +44,23 @@ class Journal:
     """One sender's. Times are CLOCK_MONOTONIC in ns."""
 
     def __init__(
-        self, directory: Path, instance: int, generations: Generations, snapshot: Callable[[], Iterable[Mark]]
+        self,
+        directory: Path,
+        instance: int,
+        generations: Generations,
+        snapshot: Callable[[], Iterable[Mark]],
+        forsaken: Callable[[], None],
     ) -> None:
-        """`instance`: the sender's, which a predecessor must have had too; `snapshot` gives what is owed now."""
+        """`instance`: the sender's, which a predecessor must have had too; `snapshot` gives what is owed now.
+
+        `forsaken` is called when the disk takes nothing, not even the removal of what is there: a successor would take
+        that for the whole truth, and must be kept from it.
+        """
         self._segments = Segments(directory)
         self._header = {"version": VERSION, "instance": instance, "record": EVENT.itemsize}
         self._generations = generations
         self._snapshot = snapshot
+        self._forsaken = forsaken
         self._closed: deque[tuple[int, int]] = deque()
         self._begun = 0
         self._dirty = False
@@ -215,7 +225,8 @@ class Journal:
         try:
             self._segments.remove_all()
         except OSError as worse:
-            raise RuntimeError(f"the journal can neither be written nor removed: {worse}") from worse
+            log.error("cannot remove the journal either: %s; the hooks will not be handed on", worse.strerror)
+            self._forsaken()
 
 
 def sync(descriptor: int) -> None:

@@ -85,6 +85,18 @@ class Hooks:
         """The sender has come so far that the next one can go on: until then new hooks do not stay."""
         self._of_use = True
 
+    def forsake(self) -> None:
+        """What this sender can neither note down nor take back, the next one must not rely on: that begins anew."""
+        self._detach = True
+        if self.keeping is not None:
+            try:
+                self.keeping.pins.unsign()
+            except OSError as error:
+                raise EnvironmentFault(
+                    f"cannot remove the hooks in {self.keeping.pins.path}: {error}; unmount it, or reboot, before the "
+                    "sender is started again"
+                ) from error
+
     def state(self) -> dict[str, bool]:
         """For `status`: "adopted": nothing was missed since the sender before; "kept": the next one can go on."""
         return {"adopted": all(self._adopted.values()), "kept": self.keeping is not None}

@@ -92,6 +92,10 @@ class Pins:
         finally:
             os.close(descriptor)
 
+    def unsign(self) -> None:
+        """Say that this is no whole set any more. OSError."""
+        (self.path / _SIGNATURE).unlink(missing_ok=True)
+
     def pin(self, name: str, descriptor: int) -> None:
         """Keep a map, program or link. OSError."""
         bpf.pin(descriptor, self.path / name)

@@ -600,7 +600,7 @@ class Memory:
     def journal(self, generations: Generations, owed: Callable[[], Iterator[Mark]]) -> Journal:
         if self._journal is not None:
             self._journal.close()
-        self._journal = Journal(self.path / "journal", 1, generations, owed)
+        self._journal = Journal(self.path / "journal", 1, generations, owed, lambda: None)
         return self._journal
 
     def begin(self, outbox: Outbox, journal: Journal, now: int, *, complete: bool) -> None:

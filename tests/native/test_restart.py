@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from tests.conftest import Stage, on
 from tests.support.deadline import eventually
+from tests.support.filesystems import filesystem
 from tests.support.pair import Pair
 
 SMALL = 400
@@ -171,3 +173,44 @@ def test_a_survey_of_btrfs_looks_at_what_changed_since_the_last_mark_only(pair: 
     said = re.search(r"(\d+) inodes scanned", pair.sender.text())
     assert said is not None
     assert int(said[1]) < SMALL
+
+
+@on("ext4")
+def test_a_full_state_directory_stops_nothing_and_costs_a_survey(stage: Stage, scratch: Path) -> None:
+    pair = stage.prepare()
+    populate(pair)
+    with filesystem("tmpfs", scratch / "small", options=("size=6m",)) as small:
+        (small / "send").mkdir()
+        pair.state_dir.mkdir()
+        pair.send_state.symlink_to(small / "send")
+        pair.start()
+        pair.assert_same()
+        with contextlib.suppress(OSError), (small / "ballast").open("wb") as ballast:
+            while True:
+                ballast.write(bytes(4096))
+                ballast.flush()
+        numbers = iter(range(1_000_000))
+
+        def trouble() -> str:
+            (pair.source / "new" / str(next(numbers))).write_bytes(b"new")
+            return str(pair.status()["state_trouble"])
+
+        (pair.source / "new").mkdir()
+        assert "No space" in eventually(trouble)
+        pair.assert_same()
+        pair.kill_sender()
+        change_more(pair)
+        (small / "ballast").unlink()
+        pair.start_sender()
+        pair.assert_same()
+        assert pair.sender is not None
+        assert "inodes scanned" in pair.sender.text()
+        eventually(lambda: pair.status()["state_trouble"] == "")
+        pair.stop()
+        stage.pair = None
+
+
+def change_more(pair: Pair) -> None:
+    (pair.source / "d0" / "f8").write_bytes(b"changed while nobody noted it down")
+    (pair.source / "d1" / "f17").unlink()
+    (pair.source / "d2").rename(pair.source / "moved")

@@ -173,7 +173,7 @@ class _Sender:
         self.generations = Generations()
         self.owed: list[tuple[FileId, int]] = []
         self.unwritten: set[FileId] = set()
-        self.journal = Journal(path, 7, self.generations, self.marks)
+        self.journal = Journal(path, 7, self.generations, self.marks, lambda: None)
 
     def marks(self) -> list[Mark]:
         """For a snapshot: what is in the index already may be forgotten, and nothing else."""
@@ -196,33 +196,50 @@ class _Sender:
 
 def test_records_of_the_kernel_come_back_in_order(scratch: Path) -> None:
     generations = Generations()
-    journal = Journal(scratch / "journal", 7, generations, lambda: ())
+    journal = Journal(scratch / "journal", 7, generations, lambda: (), lambda: None)
     journal.begin(1, anew=True)
     for number in range(5):
         journal.events(events(3, number), 1)
     journal.close()
-    items = Journal(scratch / "journal", 7, Generations(), lambda: ()).restored()
+    items = Journal(scratch / "journal", 7, Generations(), lambda: (), lambda: None).restored()
     assert items is not None
     assert [item["ino"].tolist() for item in items if not isinstance(item, list)] == [[n] * 3 for n in range(5)]
 
 
 def test_the_journal_of_another_instance_is_a_gap(scratch: Path) -> None:
-    journal = Journal(scratch / "journal", 7, Generations(), lambda: ())
+    journal = Journal(scratch / "journal", 7, Generations(), lambda: (), lambda: None)
     journal.begin(1, anew=True)
     journal.close()
-    assert Journal(scratch / "journal", 8, Generations(), lambda: ()).restored() is None
+    assert Journal(scratch / "journal", 8, Generations(), lambda: (), lambda: None).restored() is None
 
 
 def test_it_stays_bounded_while_something_is_owed_for_ever(scratch: Path) -> None:
     generations = Generations()
     stuck = FileId(0, 0, 1, 1)
-    journal = Journal(scratch / "journal", 7, generations, lambda: [Whole(stuck)])
+    journal = Journal(scratch / "journal", 7, generations, lambda: [Whole(stuck)], lambda: None)
     journal.begin(1, anew=True)
     generations.hold()
     for turn in range(1, 41):
         journal.events(events(65_536, 5), turn * SECOND)
         journal.tick(turn * SECOND)
         assert journal.size < 80 << 20
-    items = Journal(scratch / "journal", 7, Generations(), lambda: ()).restored()
+    items = Journal(scratch / "journal", 7, Generations(), lambda: (), lambda: None).restored()
     assert items is not None
     assert any(isinstance(item, list) and Whole(stuck) in item for item in items)
+
+
+def test_a_journal_that_cannot_even_be_removed_is_not_left_for_the_truth(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forsaken: list[bool] = []
+    journal = Journal(scratch / "journal", 7, Generations(), lambda: (), lambda: forsaken.append(True))
+    journal.begin(1, anew=True)
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Segments, "append", refuse)
+    monkeypatch.setattr(Segments, "remove_all", refuse)
+    journal.marks([Overflow()], 2)
+    assert forsaken == [True]
+    assert journal.trouble == "Read-only file system"

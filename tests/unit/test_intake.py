@@ -89,7 +89,7 @@ class World:
         index.bind(Slot(ROOT, b"file"), FILE, Kind.FILE)
         index.bind(Slot(SUB, b"link"), FILE, Kind.FILE)
         self.surveys = 0
-        self.journal = Journal(directory / "journal", 1, self.outbox.generations, self.outbox.owed)
+        self.journal = Journal(directory / "journal", 1, self.outbox.generations, self.outbox.owed, lambda: None)
         self.intake = self.another()
 
     def another(self) -> Intake:
