@@ -199,11 +199,15 @@ class Pair:
         netns: tuple[str | None, str | None] = (None, None),
         adopt: bool = False,
         connect: str | None = None,
+        send_options: Sequence[str] = (),
     ) -> None:
-        """`tls` and `netns` are (sender's, receiver's); `connect` is HOST:PORT of a proxy in front of the receiver."""
+        """`tls` and `netns` are (sender's, receiver's); `connect` is HOST:PORT of a proxy in front of the receiver.
+
+        `send_options` are given to the sender as they are.
+        """
         self.source, self.replica, self.state_dir = source, replica, state_dir
         self.host, self.netns, self.tls, self.adopt = host, netns, tls, adopt
-        self.exclude = list(exclude)
+        self.exclude, self.send_options = list(exclude), list(send_options)
         self.port = free_port()
         self.connect = connect or f"{host}:{self.port}"
         self.send_state, self.receive_state = state_dir / "send", state_dir / "receive"
@@ -236,7 +240,7 @@ class Pair:
         self.send_state.mkdir(parents=True, exist_ok=True)
         words = ["send", str(self.source), self.connect]
         words += ["--state", str(self.send_state), "--metrics", self.metrics_address["send"]]
-        words += ["--sensor", SENSOR]
+        words += ["--sensor", SENSOR, *self.send_options]
         for pattern in self.exclude:
             words += ["--exclude", pattern]
         words += self.tls[0].options() if self.tls else []
