@@ -13,6 +13,7 @@ import stat
 from replicator import syscalls
 from replicator.mirror import attributes
 from replicator.mirror.content import Piece, copy_content, unlink_quietly, write_in_place
+from replicator.mirror.durability import write_out
 from replicator.mirror.ground import Ground, handle_of, open_beneath
 from replicator.mirror.intents import Intent, IntentLog
 from replicator.mirror.inventory import Inventory
@@ -53,6 +54,7 @@ class Births:
             copy_content(copy, fd)
             attributes.apply(copy, have)
             attributes.set_time(copy, have.mtime_ns)
+            write_out([copy], self._ground.fstype)
             self._replace_everywhere(id, name, copy)
         except OSError:
             os.close(copy)

@@ -22,9 +22,13 @@ _COPY = 1 << 30
 
 
 def write_in_place(fd: int, fact: InodeFact, pieces: Iterable[Piece]) -> None:
-    """Truncate to `lowest`, punch `holes`, write `pieces`, and unless the fact is partial set the size."""
+    """Truncate to `lowest`, punch `holes`, write `pieces`, and unless the fact is partial set the size.
+
+    A whole content names every byte and every hole. It goes over the old one, which may be durable and the last there
+    is, without a moment in which the file is shorter than both.
+    """
     size = os.fstat(fd).st_size
-    if fact.lowest is not None and fact.lowest < size:
+    if fact.lowest is not None and fact.lowest < size and not fact.whole:
         os.ftruncate(fd, fact.lowest)
         size = fact.lowest
     for hole in fact.holes:

@@ -18,6 +18,7 @@ import errno
 import os
 import sqlite3
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from replicator import syscalls
@@ -39,7 +40,7 @@ from replicator.mirror.records import forsaken
 from replicator.mirror.recover import Recovery
 from replicator.mirror.steps import Record
 from replicator.mirror.trust import check_facts
-from replicator.model import Answer, Facts, FileId, Slot
+from replicator.model import Answer, Facts, FileId, Refusal, Slot
 
 
 class Mirror:
@@ -147,15 +148,19 @@ class Mirror:
         needs, looks = self._owed_needs, self._owed_looks
         self._owed_needs, self._owed_looks = {}, {}
         adopt(facts, self._ground, self._inventory)
+        refused: list[Refusal] = []
         for fact in facts.slots:
-            if fact.id is not None and self._inventory.bound(fact.slot) == fact.id:
+            bound = self._inventory.bound(fact.slot)
+            if fact.id is not None and bound == fact.id:
                 self._executor.verify_bound(fact.slot, fact.id, needs, looks)
+            elif fact.id is None and bound is None:
+                refused += self._verify_empty(fact.slot)
         planned = plan(facts, self._inventory)
         planned.needs = {**needs, **planned.needs}
         planned.looks = {**looks, **planned.looks}
         answer = self._executor.run(facts, pieces, planned)
         self.applied_epoch = self.open_epoch = facts.epoch
-        return answer
+        return replace(answer, refusals=(*answer.refusals, *refused)) if refused else answer
 
     def start_sync(self) -> SyncJob:
         """Begin to make everything applied so far durable. Only one at a time."""
@@ -236,7 +241,7 @@ class Mirror:
     def remove_extra(self, id: FileId, name: bytes) -> str | None:
         """Remove such a name with all that is beneath it; nothing that is known is destroyed. Why not, if not."""
         place = Slot(id, name)
-        if self._inventory.bound(place) is not None or self._inventory.record(id) is None or place == self._limbo.place:
+        if self._inventory.bound(place) is not None or self._inventory.record(id) is None or self._is_ours(place):
             return None
         try:
             self._intents.append(Intent(0, [place]))
@@ -245,6 +250,20 @@ class Mirror:
         except (OSError, AstrayError) as error:
             return f"cannot remove {os.fsdecode(name)!r}: {error}"
         return None
+
+    def _is_ours(self, place: Slot) -> bool:
+        """Not the source's to speak of: limbo, and what a filesystem has in its root."""
+        return place == self._limbo.place or place == Slot(self._inventory.root, b"lost+found")
+
+    def _verify_empty(self, place: Slot) -> list[Refusal]:
+        """A name that source and inventory do not have: what an epoch left there that a power cut undid goes."""
+        try:
+            if self._inventory.record(place.parent) is None or self._ground.at(place) is None:
+                return []
+        except (OSError, AstrayError):
+            return []  # whatever is wrong with the directory is found when something is done in it
+        error = self.remove_extra(place.parent, place.name)
+        return [] if error is None else [Refusal(place.parent, error)]
 
     def close(self) -> None:
         """Make durable what can be, and let everything go."""

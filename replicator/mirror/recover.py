@@ -2,13 +2,16 @@
 
 When only the process died, the intent log names every place that may have changed, and only these (and limbo) are
 looked at. After a crash of the machine neither log nor rows can be trusted about what came last, so the whole tree is
-walked. Inodes are recognised by the replica's own file handles, never by name. Nothing in the tree is changed; in
-limbo, what nobody knows is purged.
+walked, and what lies in limbo. Inodes are recognised by the replica's own file handles, never by name. Nothing in the
+tree is changed, but that what is known leaves a directory that nobody knows, for limbo; there, what nobody knows is
+purged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from dataclasses import replace
 
 from replicator import syscalls
@@ -48,26 +51,38 @@ class Recovery:
 
     def after_power_cut(self) -> None:
         """Look at everything."""
-        inventory = self._inventory
+        inventory, ground = self._inventory, self._ground
+        self._limbo.find()
+        limbo = None if ground.limbo_fd is None else handle_of(ground.limbo_fd, b"")
         seen: dict[Slot, FileId] = {}
         entered = {inventory.root}
-        queue: list[tuple[FileId, int]] = [(inventory.root, os.dup(self._ground.root_fd))]
+        queue: list[tuple[FileId | None, int]] = [
+            (id, open_beneath(fd, b".", os.O_RDONLY | os.O_DIRECTORY))
+            for id, fd in ((inventory.root, ground.root_fd), (LIMBO, ground.limbo_fd))
+            if fd is not None
+        ]
         while queue:
             directory, fd = queue.pop()
             try:
                 for text in os.listdir(fd):
                     name = os.fsencode(text)
                     handle = handle_of(fd, name)
-                    id = None if handle is None else self._identify(handle)
-                    if id is None:
+                    if handle is None or handle == limbo:
                         continue
-                    seen[Slot(directory, name)] = id
+                    id = self._identify(handle)
+                    if id is None:
+                        self._enter_unknown(fd, name, queue)
+                        continue
                     record = inventory.record(id)
                     if record is not None and record.kind is Kind.DIRECTORY and id not in entered:
                         entered.add(id)
                         queue.append((id, open_beneath(fd, name, os.O_RDONLY | os.O_DIRECTORY)))
                     elif record is not None and record.kind is Kind.FILE:
                         self._compare(fd, name, id, record)
+                    if directory is None:
+                        self._rescue(fd, name, id)
+                    elif directory != LIMBO:
+                        seen[Slot(directory, name)] = id
             finally:
                 os.close(fd)
         for id, _, _ in list(inventory.all_records()):
@@ -79,6 +94,19 @@ class Recovery:
             inventory.bind(place, id)
         self._look_into_limbo()
         self._finish()
+
+    @staticmethod
+    def _enter_unknown(fd: int, name: bytes, queue: list[tuple[FileId | None, int]]) -> None:
+        """An epoch that is not durable may have made a directory and moved into it what is."""
+        if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            with contextlib.suppress(OSError):  # another filesystem is mounted there
+                queue.append((None, open_beneath(fd, name, os.O_RDONLY | os.O_DIRECTORY)))
+
+    def _rescue(self, fd: int, name: bytes, id: FileId) -> None:
+        """Away from where it would be purged; if it has other names, limbo lets it go again."""
+        self._limbo.ensure()
+        with contextlib.suppress(FileExistsError):
+            syscalls.renameat2(fd, name, self._ground.directory(LIMBO), limbo_place(id).name, syscalls.RENAME_NOREPLACE)
 
     def disturbed(self) -> list[FileId]:
         """The directories whose modification times may be the crash's instead of the source's."""
