@@ -8,26 +8,23 @@ the workload, the order of the crashes and how long after the last one each come
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
+from tests.soak.load import load
 from tests.soak.witness import Witness
 from tests.support import pair as pairs
 from tests.support.cutter import Cut, CuttingProxy, Direction
 from tests.support.deadline import SLOW, eventually
 from tests.support.filesystems import filesystem
 from tests.support.oracle import differences
-from tests.support.pair import Pair, Process, environment, free_port
+from tests.support.pair import Pair, Process, free_port
 
 KINDS = ("sender", "receiver", "both", "cut")
 """Who is killed; or the connection is."""
@@ -138,46 +135,27 @@ class Campaign:
             self.witness = witness
             for start in range(0, len(kinds), self.crashes.leg):
                 leg = kinds[start : start + self.crashes.leg]
-                with self._workload():
+                self._rounds += 1
+                storm = "renames" if self._rounds % 3 == 0 else None
+                with load(
+                    pair.source / "work",
+                    self.outside,
+                    self.state,
+                    self.crashes.seed * 1000 + self._rounds,
+                    self.crashes.processes,
+                    self.crashes.rate,
+                    storm,
+                ) as round_:
                     witness.go_on()
                     for number, kind in enumerate(leg, start + 1):
                         if time.monotonic() > self.stop_at:
                             self.result.unfinished = True
                             break
                         self._crash(kind, witness, f"after crash {number} ({kind})")
+                self.result.operations += round_.operations
                 self._compare(witness)
                 if witness.problems or self.result.problems or self.result.unfinished:
                     break
-
-    @contextlib.contextmanager
-    def _workload(self) -> Iterator[None]:
-        self._rounds += 1
-        words: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "tests.workload",
-            self.pair.source / "work",
-            "--outside",
-            self.outside,
-            "--json",
-        ]
-        words += ["--seed", str(self.crashes.seed * 1000 + self._rounds), "--seconds", "3600"]
-        words += ["--processes", str(self.crashes.processes), "--room", "100"]
-        words += ["--rate", str(self.crashes.rate)] if self.crashes.rate else []
-        words += ["--storm", "renames"] if self._rounds % 3 == 0 else []
-        said = self.state / "workload.json"
-        with said.open("wb") as out, (self.state / "workload.log").open("wb") as errors:
-            process = subprocess.Popen(words, stdout=out, stderr=errors, env=environment())
-            try:
-                yield
-            finally:
-                process.send_signal(signal.SIGTERM)
-                process.wait(120 * SLOW)
-        if process.returncode != 0:
-            self.result.problems.append(f"the workload failed: {(self.state / 'workload.log').read_text()[-3000:]}")
-            return
-        tally: dict[str, Any] = json.loads(said.read_text())
-        self.result.operations += sum(tally["done"].values())
 
     def _compare(self, witness: Witness) -> None:
         """Nothing moves, both ends run: the trees are the same."""

@@ -50,6 +50,8 @@ class Witness:
         """`state`: the sender's; `patience`: seconds within which a barrier must be passed while both ends live."""
         self._here, self._there = source / "witness", replica / "witness"
         self._state, self._patience = state, patience
+        self.looks = True
+        """Whether it looks at once after an acknowledgement; else only when it is asked to."""
         self._dice = Random(seed)
         self._paused, self._over = threading.Event(), threading.Event()
         self._idle = threading.Lock()
@@ -128,13 +130,14 @@ class Witness:
         self.waits.append(time.monotonic() - began)
         self.acknowledged = self.written
         self.acknowledgements += 1
-        self.check("after its acknowledgement")
+        if self.looks:
+            self.check("after its acknowledgement")
 
     # -- looking
 
-    def check(self, when: str, still: bool = False) -> None:
-        """Hold the replica to what was acknowledged. `still`: nobody is writing to it now."""
-        owed = self.acknowledged
+    def check(self, when: str, still: bool = False, owed: int | None = None) -> None:
+        """Hold the replica to what was acknowledged (or to `owed`, then). `still`: nobody is writing to it now."""
+        owed = self.acknowledged if owed is None else owed
         wrong = []
         for _ in range(1 if still else AGAIN):
             wrong = [f"{name} {what}" for name, look in self._forms().items() if (what := look(owed))]
