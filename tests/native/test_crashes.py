@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak.crashes import Crashes, campaign
+from tests.soak.crashes import POWER, Crashes, campaign
+from tests.soak.power import power_cuts
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 
@@ -21,3 +22,12 @@ def test_whatever_dies_nothing_acknowledged_is_lost_and_both_sides_end_identical
     assert result.comparisons == 2
     assert result.acknowledgements > 5
     assert result.operations > 500
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs"])
+def test_what_was_acknowledged_survives_power_cuts_of_the_receiver(fstype: str, scratch: Path) -> None:
+    result = power_cuts(fstype, 4, 1, scratch)
+    assert result.problems == []
+    assert result.crashes[POWER] == 4
+    assert result.acknowledgements > 0
+    assert result.operations > 100

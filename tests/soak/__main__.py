@@ -13,14 +13,18 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tests.soak.crashes import KINDS, Crashes, Result, campaign
+from tests.soak.power import power_cuts
 from tests.soak.report import repeat, summary, table
 
 FULL = {"sender": 200, "receiver": 200, "both": 50, "cut": 500}
 WHERE = ("ext4", "xfs", "btrfs", "ext4-to-xfs")
+POWER = ("ext4", "xfs", "btrfs")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -31,6 +35,9 @@ def arguments() -> argparse.ArgumentParser:
             f"--{kind}", type=int, default=FULL[kind], help="crashes of this kind, over all filesystems"
         )
     parser.add_argument(
+        "--power", type=int, default=20, help=f"power cuts of the receiver, on each of {', '.join(POWER)}"
+    )
+    parser.add_argument(
         "--seed", type=int, default=int(time.time()), help="of the first filesystem; then one more each"
     )
     parser.add_argument("--minutes", type=float, default=30.0)
@@ -38,6 +45,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rescans", type=int, help="walks of the tree that are allowed after the first; else any")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
+
+
+Campaign = Callable[[Path, float], Result]
 
 
 def shares(total: Crashes, parts: int) -> list[Crashes]:
@@ -58,14 +68,20 @@ def main() -> int:
     stop_at = time.monotonic() + words.minutes * 60
     total = Crashes(**{kind: getattr(words, kind) for kind in KINDS}, seed=words.seed, rescans=words.rescans)
     results: list[Result] = []
-    for number, (where, crashes) in enumerate(zip(words.only, shares(total, len(words.only)), strict=True)):
+    campaigns: list[Campaign] = [
+        partial(campaign, crashes, where)
+        for where, crashes in zip(words.only, shares(total, len(words.only)), strict=True)
+        if any(getattr(crashes, kind) for kind in KINDS)
+    ]
+    if words.power:
+        campaigns += [partial(power_cuts, where, words.power, words.seed) for where in POWER if where in words.only]
+    for number, run in enumerate(campaigns):
         left = stop_at - time.monotonic()
         with tempfile.TemporaryDirectory(prefix="rsyncfs-soak-", dir="/var/tmp", ignore_cleanup_errors=True) as place:
-            share = time.monotonic() + left / (len(words.only) - number)
-            results.append(campaign(crashes, where, Path(place), share))
+            results.append(run(Path(place), time.monotonic() + left / (len(campaigns) - number)))
         print(table(results[-1:]), flush=True)
         for problem in results[-1].problems:
-            print(f"\n{problem}\nseed {crashes.seed}; again with: {repeat(crashes, results[-1])}", flush=True)
+            print(f"\n{problem}\nagain with: {repeat(results[-1])}", flush=True)
     print(f"\n{table(results)}")
     if words.json is not None:
         machine = {"kernel": platform.release(), "cores": os.cpu_count()}

@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path
 from random import Random
 
-from tests.soak.crashes import PATIENCE, Result
+from tests.soak.crashes import PATIENCE, POWER, Result
 from tests.soak.load import load
 from tests.soak.witness import Witness
 from tests.support.deadline import SLOW
@@ -33,7 +33,7 @@ class PowerCuts:
 
     def __init__(self, fstype: str, cuts: int, seed: int, directory: Path, stop_at: float = float("inf")) -> None:
         self.fstype, self.cuts, self.seed, self.directory, self.stop_at = fstype, cuts, seed, directory, stop_at
-        self.result = Result(f"{fstype} power", seed)
+        self.result = Result(fstype, seed, {POWER: cuts})
         self._dice = Random(f"{seed} power")
         self._boot = directory / "boot_id"
         self._rounds = 0
@@ -73,12 +73,12 @@ class PowerCuts:
         return self.result
 
     def _legs(self, pair: Pair, outlet: Outlet, witness: Witness, outside: Path) -> None:
-        while self.result.crashes["power"] < self.cuts:
+        while self.result.crashes[POWER] < self.cuts:
             self._rounds += 1
             seed = self.seed * 1000 + self._rounds
             with load(pair.source / "work", outside, self.directory / "state", seed, 2, 150.0) as round_:
                 witness.go_on()
-                for _ in range(min(LEG, self.cuts - self.result.crashes["power"])):
+                for _ in range(min(LEG, self.cuts - self.result.crashes[POWER])):
                     if time.monotonic() > self.stop_at:
                         self.result.unfinished = True
                         break
@@ -105,13 +105,18 @@ class PowerCuts:
         outlet.off()
         outlet.boot()
         self._new_boot()
-        when = f"after power cut {self.result.crashes['power'] + 1}"
+        when = f"after power cut {self.result.crashes[POWER] + 1}"
         witness.check(when, still=True, owed=owed)
         began = time.monotonic()
         pair.start_receiver()
         self.result.ready["receive"].append(time.monotonic() - began)
         witness.check(f"{when} and a recovery", owed=owed)
-        self.result.crashes["power"] += 1
+        self.result.crashes[POWER] += 1
 
     def _new_boot(self) -> None:
         self._boot.write_text(f"{uuid.UUID(int=Random(f'{self.seed} {time.monotonic_ns()}').getrandbits(128))}\n")
+
+
+def power_cuts(fstype: str, cuts: int, seed: int, directory: Path, stop_at: float = float("inf")) -> Result:
+    """One run below `directory`."""
+    return PowerCuts(fstype, cuts, seed, directory, stop_at).run()

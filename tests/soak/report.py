@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tests.soak.crashes import KINDS, Crashes, Result
+from tests.soak.crashes import KINDS, POWER, Result
+
+COLUMNS = (*KINDS, POWER)
 
 
 def quantile(values: Sequence[float], part: float) -> float:
@@ -19,7 +21,7 @@ def summary(result: Result) -> dict[str, Any]:
     return {
         "filesystem": result.where,
         "seed": result.seed,
-        "crashes": {kind: result.crashes[kind] for kind in KINDS},
+        "crashes": {kind: result.crashes[kind] for kind in COLUMNS},
         "comparisons": result.comparisons,
         "records": result.records,
         "acknowledgements": result.acknowledgements,
@@ -39,20 +41,20 @@ def summary(result: Result) -> dict[str, Any]:
 
 def table(results: Sequence[Result]) -> str:
     """A row for each campaign."""
-    head = f"{'filesystem':<14}" + "".join(f"{kind:>9}" for kind in KINDS)
+    head = f"{'filesystem':<14}" + "".join(f"{kind:>9}" for kind in COLUMNS)
     lines = [f"{head}{'compared':>9}{'acks':>7}{'operations':>11}{'walks':>6}{'ready p50':>10}{'seconds':>8}  verdict"]
     for result in results:
         verdict = "BROKEN" if result.problems else "unfinished" if result.unfinished else "identical"
         lines.append(
             f"{result.where:<14}"
-            + "".join(f"{result.crashes[kind]:>9}" for kind in KINDS)
+            + "".join(f"{result.crashes[kind]:>9}" for kind in COLUMNS)
             + f"{result.comparisons:>9}{result.acknowledgements:>7}{result.operations:>11}{result.resyncs.total():>6}"
             + f"{quantile(result.ready['send'], 0.5):>9.2f}s{result.seconds:>8.0f}  {verdict}"
         )
     return "\n".join(lines)
 
 
-def repeat(crashes: Crashes, result: Result) -> str:
+def repeat(result: Result) -> str:
     """The command that runs the same campaign."""
-    counts = " ".join(f"--{kind} {getattr(crashes, kind)}" for kind in KINDS)
+    counts = " ".join(f"--{kind} {result.asked.get(kind, 0)}" for kind in COLUMNS)
     return f"python -m tests.soak --only {result.where} --seed {result.seed} {counts}"

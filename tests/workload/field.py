@@ -154,9 +154,9 @@ def put(path: Path, data: bytes, flags: int = os.O_CREAT) -> None:
 
 
 def grow(fd: int, size: int) -> None:
-    """Make a file at least so long, without data."""
+    """Make a file at least so long, without data. Never shorter, whatever others make of it meanwhile."""
     if os.fstat(fd).st_size < size:
-        os.ftruncate(fd, size)
+        os.posix_fallocate(fd, size - 1, 1)
 
 
 def _entries(directory: Path) -> list[os.DirEntry[str]]:
