@@ -11,6 +11,8 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check --quiet
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 SECONDS ?= 10
+MINUTES ?= 30
+SOAK_ARGS ?=
 TESTS ?= tests
 PYTEST_ARGS ?=
 
@@ -38,6 +40,10 @@ test: $(DEV_STAMP) $(TEST_STAMP) ## the whole suite, with real eBPF (root; TESTS
 test-kernels: $(DEV_STAMP) $(TEST_STAMP) $(KERNELS_STAMP) ## the tables of the tests on Debian's kernels, in virtual machines (root)
 	$(AS_ROOT) env PATH="$$PATH" scripts/kernels
 	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest -o faulthandler_timeout=0 tests/kernel/test_matrix.py $(PYTEST_ARGS)
+
+.PHONY: soak
+soak: $(DEV_STAMP) $(TEST_STAMP) ## hundreds of crashes and cuts under a workload, at most MINUTES=30 (root; SOAK_ARGS="--seed 7")
+	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m tests.soak --minutes $(MINUTES) --json build/soak.json $(SOAK_ARGS)
 
 .PHONY: bench
 bench: $(RUN_STAMP) ## measure lag and rates over loopback, of trace, of scans, and what hooks cost a writer, on this machine (root)

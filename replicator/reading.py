@@ -45,7 +45,7 @@ class Reading:
     def start(self, now: int) -> None:
         """Have read what is owed and may be read."""
         room = READING - self._outbox.reading
-        if room > 0 or self._outbox.readable:
+        if room > 0 or self._outbox.readable or self._outbox.sought:
             if self._outbox.table.repeats:
                 self._intake.fence()
             flushes = self._outbox.next_reads(now, max(0, room), calm=CALM)

@@ -13,6 +13,7 @@ import stat
 from replicator import syscalls
 from replicator.mirror import attributes
 from replicator.mirror.content import Piece, copy_content, unlink_quietly, write_in_place
+from replicator.mirror.durability import write_out
 from replicator.mirror.ground import Ground, handle_of, open_beneath
 from replicator.mirror.intents import Intent, IntentLog
 from replicator.mirror.inventory import Inventory
@@ -52,6 +53,7 @@ class Births:
         try:
             copy_content(copy, fd)
             attributes.apply(copy, have)  # its time follows when its bytes are synced
+            write_out([copy], self._ground.fstype)
             self._replace_everywhere(id, name, copy)
         except OSError:
             os.close(copy)

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from replicator.mirror import attributes
 from replicator.mirror.birth import Births
 from replicator.mirror.content import Piece, write_in_place
+from replicator.mirror.durability import write_out
 from replicator.mirror.foreign import Foreign
 from replicator.mirror.ground import AstrayError, Ground
 from replicator.mirror.intents import Intent, IntentLog
@@ -70,7 +73,11 @@ class Executor:
                 if not isinstance(step, Stamp):
                     self._refuse(run, step, f"intent log: {error.strerror}")
             return self._answer(run)
+        displacing = [step for step in plan.steps[made:] if isinstance(step, Exchange)]
         for step in plan.steps[made:]:
+            if displacing and isinstance(step, Exchange | Rename | Link | Unlink | Rmdir):
+                self._write_out(run, displacing)  # the bytes of what gets a name are all there by now
+                displacing = []
             self._guarded(run, step)
         self._restore_root()
         return self._answer(run)
@@ -119,6 +126,24 @@ class Executor:
         intent.places = list(places)
         return intent
 
+    def _write_out(self, run: _Run, steps: Sequence[Exchange]) -> None:
+        """What is to take the name of another file in the tree must not be found empty there after a power cut."""
+        with ExitStack() as stack:
+            descriptors = []
+            for step in steps:
+                for id, place in ((step.id, step.target), (step.other, step.source)):
+                    record = self._inventory.record(id)
+                    if place.parent == LIMBO or record is None or record.kind is not Kind.FILE:
+                        continue
+                    if self._inventory.owes_time(id):  # else its bytes are durable
+                        with contextlib.suppress(OSError, AstrayError):  # the step itself will find that out
+                            descriptors.append(self._ground.open(id, os.O_RDONLY))
+                            stack.callback(os.close, descriptors[-1])
+            try:
+                write_out(descriptors, self._ground.fstype)
+            except OSError as error:
+                run.unwritten = error
+
     def _guarded(self, run: _Run, step: Step) -> None:
         """One step; its trouble is its own."""
         plan = run.plan
@@ -157,6 +182,8 @@ class Executor:
                     self._inventory.wrote(id)
                 if fact.kind is Kind.FILE and fact.size and not fact.partial:
                     self._inventory.owe_time(id, fact.attributes.mtime_ns)
+            case Exchange() if run.unwritten is not None:
+                raise run.unwritten
             case Rename() | Link() | Exchange() | Unlink() | Rmdir():
                 self._naming.take(step)
             case Write(id, index):
@@ -303,3 +330,5 @@ class _Run:
         self.refusals: dict[FileId, Refusal] = {}
         self.written: set[FileId] = set()
         self.limbo_error: OSError | None = None
+        self.unwritten: OSError | None = None
+        """Why bytes of what is to take others' names may not be on the disk."""

@@ -15,6 +15,7 @@ from replicator import syscalls
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.steps import LIMBO
 from replicator.model import FileId, Slot
+from replicator.tree.mount import mount_of
 
 _BENEATH = (
     syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS
@@ -53,6 +54,7 @@ class Ground:
 
     def __init__(self, root_fd: int, inventory: Inventory) -> None:
         self.root_fd = root_fd
+        self.fstype = mount_of(syscalls.name_to_handle_at(root_fd, b"", syscalls.AT_EMPTY_PATH)[2]).fstype
         self.limbo_fd: int | None = None
         self._inventory = inventory
         self._kept: OrderedDict[FileId, int] = OrderedDict()

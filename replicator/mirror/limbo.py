@@ -97,8 +97,14 @@ class Limbo:
 
     def listing(self) -> list[bytes]:
         """The names really in limbo."""
-        fd = self._ground.limbo_fd
-        return [] if fd is None else [os.fsencode(name) for name in os.listdir(fd)]
+        if self._ground.limbo_fd is None:
+            return []
+        # btrfs shows an open directory as it was when it was opened, or last rewound.
+        fd = open_beneath(self._ground.limbo_fd, b".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return [os.fsencode(name) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
 
     def rest(self) -> None:
         """Remove limbo if nothing is in it."""

@@ -319,7 +319,7 @@ class Mirror:
     def remove_extra(self, id: FileId, name: bytes) -> str | None:
         """Remove such a name with all that is beneath it; nothing that is known is destroyed. Why not, if not."""
         place = Slot(id, name)
-        if self._inventory.bound(place) is not None or self._inventory.record(id) is None or place == self._limbo.place:
+        if self._inventory.bound(place) is not None or self._inventory.record(id) is None or self._is_ours(place):
             return None
         try:
             if self._ground.at(place) is None:
@@ -330,6 +330,10 @@ class Mirror:
         except (OSError, AstrayError) as error:
             return f"cannot remove {os.fsdecode(name)!r}: {error}"
         return None
+
+    def _is_ours(self, place: Slot) -> bool:
+        """Not the source's to speak of: limbo, and what a filesystem has in its root."""
+        return place == self._limbo.place or place == Slot(self._inventory.root, b"lost+found")
 
     def close(self) -> None:
         """Make durable what can be, and let everything go."""

@@ -2,13 +2,16 @@
 
 When only the process died, the intent log names every place that may have changed, and only these (and limbo) are
 looked at. After a crash of the machine neither log nor rows can be trusted about what came last, so the whole tree is
-walked. Inodes are recognised by the replica's own file handles, never by name. Nothing in the tree is changed; in
-limbo, what nobody knows is purged.
+walked, and what lies in limbo. Inodes are recognised by the replica's own file handles, never by name. Nothing in the
+tree is changed, but that what is known leaves a directory that nobody knows, for limbo; there, what nobody knows is
+purged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from dataclasses import replace
 
 from replicator import syscalls
@@ -51,36 +54,50 @@ class Recovery:
 
     def after_power_cut(self) -> bool:
         """Look at everything. Whether the disk had anything else than the inventory: part of an epoch, then."""
-        inventory = self._inventory
+        inventory, ground = self._inventory, self._ground
+        self._limbo.find()
+        limbo = None if ground.limbo_fd is None else handle_of(ground.limbo_fd, b"")
         found: list[tuple[Slot, FileId]] = []
         gone: list[Slot] = []
         entered = {inventory.root}
-        queue: list[tuple[FileId, int]] = [(inventory.root, os.dup(self._ground.root_fd))]
+        queue: list[tuple[FileId | None, int]] = [
+            (id, open_beneath(fd, b".", os.O_RDONLY | os.O_DIRECTORY))
+            for id, fd in ((inventory.root, ground.root_fd), (LIMBO, ground.limbo_fd))
+            if fd is not None
+        ]
         while queue:
             directory, fd = queue.pop()
-            known = inventory.entries(directory)  # of millions, nearly all are where they were
+            if directory is None or directory == LIMBO:
+                known = {}
+            else:
+                known = inventory.entries(directory)  # of millions, nearly all are where they were
             kept: set[bytes] = set()
             try:
                 for name in map(os.fsencode, os.listdir(fd)):
                     handle = handle_of(fd, name)
-                    if handle is None:
+                    if handle is None or handle == limbo:
                         continue
                     id, record = self._recognise(handle, known.get(name))
                     if id is None or record is None:
-                        self._differs = self._differs or not self._is_private(directory, name)
+                        if directory != LIMBO:
+                            self._differs = self._differs or directory is None or not self._is_private(directory, name)
+                        self._enter_unknown(fd, name, queue)
                         continue
-                    if name in known and known[name][0] == id:
-                        kept.add(name)
-                    else:
-                        found.append((Slot(directory, name), id))
                     if record.kind is Kind.DIRECTORY and id not in entered:
                         entered.add(id)
                         queue.append((id, open_beneath(fd, name, os.O_RDONLY | os.O_DIRECTORY)))
                     elif record.kind is Kind.FILE:
                         self._compare(fd, name, id, record)
+                    if directory is None:
+                        self._rescue(fd, name, id)
+                    elif name in known and known[name][0] == id:
+                        kept.add(name)
+                    elif directory != LIMBO:
+                        found.append((Slot(directory, name), id))
             finally:
                 os.close(fd)
-            gone += [Slot(directory, name) for name in known if name not in kept]
+            if directory is not None:
+                gone += [Slot(directory, name) for name in known if name not in kept]
         for lost_directory in set(inventory.parents()) - entered - {LIMBO}:
             gone += [Slot(lost_directory, name) for name, _ in inventory.children(lost_directory)]
         for place in gone:
@@ -98,6 +115,19 @@ class Recovery:
         self._reverted = True
         self._intents = []
         self.after_power_cut()
+
+    @staticmethod
+    def _enter_unknown(fd: int, name: bytes, queue: list[tuple[FileId | None, int]]) -> None:
+        """An epoch that is not durable may have made a directory and moved into it what is."""
+        if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            with contextlib.suppress(OSError):  # another filesystem is mounted there
+                queue.append((None, open_beneath(fd, name, os.O_RDONLY | os.O_DIRECTORY)))
+
+    def _rescue(self, fd: int, name: bytes, id: FileId) -> None:
+        """Away from where it would be purged; if it has other names, limbo lets it go again."""
+        self._limbo.ensure()
+        with contextlib.suppress(FileExistsError):
+            syscalls.renameat2(fd, name, self._ground.directory(LIMBO), limbo_place(id).name, syscalls.RENAME_NOREPLACE)
 
     def disturbed(self) -> list[FileId]:
         """The directories whose modification times may be the crash's instead of the source's."""

@@ -79,6 +79,8 @@ class Outbox:
         """A predecessor may have told the replica of directories that the index does not have."""
         self.calming = False
         """Whether `next_reads` passed over something that will be ready in a moment."""
+        self.sought: dict[FileId, None] = {}
+        """Directories that finished reads wait for, and that are not being read yet."""
         self.unlisted: dict[FileId, Due] = {}
         """Directories whose names must be compared with the replica's."""
         self.doubting = False
@@ -225,7 +227,10 @@ class Outbox:
         for id in [id for id in self._naming.deferred if self.pace.may_try(id, now)]:
             self._naming.resume(id)
         self._retry_slots(now)
-        chosen: list[Flush] = []
+        # Parts that wait for a directory are in the way of others, and it must not wait for room in its turn.
+        chosen = [self._begin(id, now) for id in self.sought if self._may_begin(id) and self.pace.may_try(id, now)]
+        self.sought.clear()
+        items += len(chosen)
         bulky = [self._more.popleft() for _ in range(min(len(self._more), big_items))]
         room = big_items - len(bulky)
         late: list[FileId] = []
@@ -290,8 +295,8 @@ class Outbox:
 
     @property
     def readable(self) -> bool:
-        """Whether a slice of a begun flush waits to be read."""
-        return bool(self._more)
+        """Whether something may be read however much is out: a slice of a begun flush, or what others wait for."""
+        return bool(self._more) or any(not self.pace.holds(id) for id in self.sought)
 
     # ------------------------------------------------------------------ epochs
 
@@ -308,8 +313,9 @@ class Outbox:
             if not self.index.is_member(id):
                 self.gone(part.flush)
                 continue
-            if part.fact.check and any(slot.parent in self._unshipped for slot in self.index.slots_of(id)):
+            if part.fact.check and (lacking := self._lacking(id)):
                 early.append(part)  # its names must go along, for a replica's file is adopted by name
+                self.sought.update(dict.fromkeys(filter(self._may_begin, lacking)))
                 continue
             payload += [(len(inodes), offset, data) for offset, data in part.data]
             size += sum(len(data) for _, data in part.data)
@@ -327,6 +333,12 @@ class Outbox:
         epoch.bytes = size
         self.inflight.append(epoch)
         return Facts(epoch.number, tuple(slots), tuple(inodes), tuple(dead)), payload
+
+    def _lacking(self, id: FileId) -> list[FileId]:
+        return [slot.parent for slot in self.index.slots_of(id) if slot.parent in self._unshipped]
+
+    def _may_begin(self, id: FileId) -> bool:
+        return id in self.table and id not in self._reading and id not in self.doubts
 
     def _complete(self, id: FileId, part: Part, epoch: Epoch) -> None:
         self._reading.pop(id, None)
@@ -600,6 +612,7 @@ class Outbox:
     def disconnected(self) -> None:
         """The connection is lost: all that is not durable is owed again."""
         self._parts.clear()
+        self.sought.clear()
         self._more.clear()
         for epoch in self.inflight:
             for flush in epoch.flushes:

@@ -29,6 +29,10 @@ class Pace:
             del self._resting[id]
         return True
 
+    def holds(self, id: FileId) -> bool:
+        """Whether there is a time before which it is not to be tried; that may have passed."""
+        return id in self._retry or id in self._resting
+
     def defer(self, id: FileId, now: int) -> None:
         """It failed: try again later, each time later."""
         delay = min(RETRY_LAST, 2 * self._retry[id][1]) if id in self._retry else RETRY_FIRST

@@ -45,12 +45,18 @@ def make_image(fstype: str, image: Path, size: int = 2 * GIB, mkfs: Sequence[str
     run(*MKFS[fstype], *mkfs, image)
 
 
+def is_mounted(point: Path) -> bool:
+    """Whether something is mounted there, be it a filesystem that answers nothing but errors."""
+    where = os.fsencode(point).replace(b"\\", rb"\134").replace(b" ", rb"\040")
+    return any(line.split(b" ")[4] == where for line in Path("/proc/self/mountinfo").read_bytes().splitlines())
+
+
 def unmount(point: Path, timeout: float = 10.0) -> None:
     """Unmount, waiting for those who still use it; after `timeout` seconds detach it lazily, so nothing is left."""
     timeout *= SLOW
     deadline = time.monotonic() + timeout
     while subprocess.run(["umount", point], capture_output=True, check=False).returncode != 0:
-        if not os.path.ismount(point):
+        if not is_mounted(point):
             return
         if time.monotonic() > deadline:
             run("umount", "--lazy", point)

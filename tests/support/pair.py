@@ -220,17 +220,20 @@ class Pair:
         adopt: bool = False,
         connect: str | None = None,
         send_options: Sequence[str] = (),
+        receive_state: Path | None = None,
     ) -> None:
         """`tls` and `netns` are (sender's, receiver's); `connect` is HOST:PORT of a proxy in front of the receiver.
 
-        `send_options` are more options of the sender.
+        `send_options` are given to the sender as they are; `receive_state` is below `state_dir` if it is not given.
         """
         self.source, self.replica, self.state_dir = source, replica, state_dir
         self.host, self.netns, self.tls, self.adopt = host, netns, tls, adopt
         self.exclude, self.send_options = list(exclude), list(send_options)
         self.port = free_port()
         self.connect = connect or f"{host}:{self.port}"
-        self.send_state, self.receive_state = state_dir / "send", state_dir / "receive"
+        self.send_state, self.receive_state = state_dir / "send", receive_state or state_dir / "receive"
+        self.receive_prefix: list[str] = []
+        """Words before the receiver's command."""
         self.metrics_address = {side: f"127.0.0.1:{free_port()}" for side in ("send", "receive")}
         self.sender: Process | None = None
         self.receiver: Process | None = None
@@ -252,7 +255,7 @@ class Pair:
         words += ["--state", str(self.receive_state), "--metrics", self.metrics_address["receive"]]
         words += ["--adopt"] if self.adopt else []
         words += self.tls[1].options() if self.tls else []
-        self.receiver = Process(words, self._log("receive"), self.netns[1])
+        self.receiver = Process(words, self._log("receive"), self.netns[1], self.receive_prefix)
         if ready:
             self.receiver.ready()
 

@@ -20,7 +20,7 @@ from replicator import __version__, errors, resources
 from replicator.errors import EnvironmentFault
 
 PROJECT = Path(__file__).resolve().parents[2]
-DOORS = ["help", "install", "demo", "test", "test-kernels", "bench", "lint", "clean"]
+DOORS = ["help", "install", "demo", "test", "test-kernels", "soak", "bench", "lint", "clean"]
 DOCUMENTS = sorted(
     path
     for path in PROJECT.rglob("*.md")
