@@ -41,6 +41,8 @@ CREATE TABLE IF NOT EXISTS stamps (
 """
 _KINDS: Final = tuple(Kind)
 _NUMBERS: Final = {kind: number for number, kind in enumerate(_KINDS)}
+_PAGES: Final = 512
+"""Of stamps that are read at once."""
 _CACHE: Final = "PRAGMA cache_size=-8192"  # KiB
 
 Entry = tuple[FileId, Kind]
@@ -235,12 +237,14 @@ class IndexStore:
             db.execute("BEGIN")
             (count,) = db.execute("SELECT count(*) FROM stamps WHERE root = ?", (root,)).fetchone()
             pages = np.empty(count, np.uint64)
-            rows = np.zeros((count, PAGE), STAMP)
-            flat = rows.view(np.uint8).reshape(count, PAGE * STAMP.itemsize)
+            rows = np.empty((count, PAGE), STAMP)
             found = db.execute("SELECT page, rows FROM stamps WHERE root = ? ORDER BY page", (root,))
-            for at, (page, blob) in enumerate(found):
-                pages[at] = page
-                flat[at] = np.frombuffer(blob, np.uint8)
+            at = 0
+            while some := found.fetchmany(_PAGES):
+                to = at + len(some)
+                pages[at:to] = [page for page, _ in some]
+                rows[at:to] = np.frombuffer(b"".join([blob for _, blob in some]), STAMP).reshape(-1, PAGE)
+                at = to
             return pages, rows
         finally:
             db.close()
