@@ -110,7 +110,7 @@ class Blockwise:
             # What is left of a part is known once its span is read.
             self._worker.submit(partial(self._read, file.owed.id, part), partial(self._span, file, part))
         if not file.parts and not file.out:
-            self._outbox.compared(file.owed, file.differ, file.size)
+            self._outbox.verdicts.compared(file.owed, file.differ, file.size)
 
     def _span(self, file: _File, part: _Part, span: blocks.Span | Exception) -> None:
         if self._failed(file, span):
@@ -129,14 +129,14 @@ class Blockwise:
         if not self._outbox.doubts.is_compared(file.owed):
             return
         if inquiry.refusal(body) is not None:
-            self._outbox.not_compared(file.owed, time.monotonic_ns())
+            self._outbox.verdicts.failed(file.owed, time.monotonic_ns())
             return
         (finding,) = inquiry.findings(body, [span])
         if finding.verdict is None:
             log.warning(
                 "cannot compare %s: %s; sending it whole", self._describe(file.owed.id), finding.error or "gone"
             )
-            self._outbox.not_compared(file.owed, time.monotonic_ns(), whole=True)
+            self._outbox.verdicts.failed(file.owed, time.monotonic_ns(), whole=True)
             return
         file.out -= 1
         if finding.verdict.to < span.to:
@@ -153,12 +153,12 @@ class Blockwise:
         if not self._outbox.doubts.is_compared(file.owed):
             return True
         if isinstance(result, Stale):
-            self._outbox.gone_while_compared(file.owed)
+            self._outbox.verdicts.gone(file.owed)
         elif isinstance(result, Exception):
             if not isinstance(result, OSError):
                 raise result
             log.error("cannot read %s: %s; trying again", self._describe(file.owed.id), result.strerror)
-            self._outbox.not_compared(file.owed, time.monotonic_ns())
+            self._outbox.verdicts.failed(file.owed, time.monotonic_ns())
         else:
             return False
         return True

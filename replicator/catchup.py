@@ -104,7 +104,7 @@ class Catchup:
         """
         self._hold()
         self._steps.append(self._recent(list(self._outbox.index.changed()), content=content))
-        self._outbox.doubting = True
+        self._outbox.news.doubting = True
         if self._surveying:  # it may have passed by what this one is about
             self._again = True
             return
@@ -126,7 +126,7 @@ class Catchup:
         if self._token is not None and not self._steps and not self._surveying:
             self._outbox.generations.release(self._token)
             self._token = None
-            self._outbox.doubting = False
+            self._outbox.news.doubting = False
 
     def mark(self, marked: Callable[[str], None]) -> None:
         """Give the mark from which a survey could begin, if everything from before were known; if there is one."""
@@ -170,21 +170,21 @@ class Catchup:
         for first in range(0, len(ids), STEP):
             now = time.monotonic_ns()
             for id in ids[first : first + STEP]:
-                self._outbox.suspect(id, now, self._token, content=content, numbers=numbers)
+                self._outbox.suspicion.suspect(id, now, self._token, content=content, numbers=numbers)
             yield
 
     def _found(self, found: Findings) -> Iterator[None]:
         # The inodes whose numbers others have now are among the missing.
         yield from self._recent(found.changed, content=True, numbers=found.complete)
         for id in found.missing:
-            self._outbox.missed(id, time.monotonic_ns(), self._token)
+            self._outbox.suspicion.missed(id, time.monotonic_ns(), self._token)
         yield
 
     def _everything(self) -> Iterator[None]:
         """Directories first, since a replica's file is recognised by its name in one. Who becomes a member from now on
         is told by the look that found it."""
         index, outbox = self._outbox.index, self._outbox
-        outbox.offer(index.root, time.monotonic_ns(), self._token)
+        outbox.suspicion.offer(index.root, time.monotonic_ns(), self._token)
         lately = list(index.changed())
         for directories in (True, False):
             after = b""
@@ -193,7 +193,7 @@ class Catchup:
                 ids += [id for id in lately if index.is_directory(id) == directories]
                 lately = [id for id in lately if index.is_directory(id) != directories]
                 for id in ids:
-                    outbox.offer(id, time.monotonic_ns(), self._token)
+                    outbox.suspicion.offer(id, time.monotonic_ns(), self._token)
                 yield
                 if not after:
                     break

@@ -38,7 +38,7 @@ class Comparison:
         self._done = done
         now = time.monotonic_ns()
         for id in self._outbox.index.directories():
-            self._outbox.compare_names(id, now)
+            self._outbox.unlisted.add(id, now)
         self._barrier(self._ask_nameless)
 
     def nameless(self, done: Callable[[bool], None]) -> None:
@@ -53,7 +53,7 @@ class Comparison:
         """
         if self._comparing or not self._outbox.unlisted:
             return
-        self._comparing = self._outbox.take_unlisted(DIRECTORIES, time.monotonic_ns())
+        self._comparing = self._outbox.unlisted.take(DIRECTORIES, time.monotonic_ns())
         if self._comparing:
             digests = [(id.text(), names_digest(self._outbox.index.children(id).items())) for id in self._comparing]
             self._ask({"op": "names", "directories": digests}, self._names_compared)
@@ -95,7 +95,7 @@ class Comparison:
         now = time.monotonic_ns()
         if lost:  # asked again on the next connection
             for id, token in compared.items():
-                self._outbox.compare_names(id, token.since, token.generation)
+                self._outbox.unlisted.add(id, token.since, token.generation)
         for slot, due in extra.items():
             self._outbox.resolver.look(slot, now, due.generation, force=True)
         for token in compared.values():
@@ -112,7 +112,7 @@ class Comparison:
         now = time.monotonic_ns()
         dead = [id for id in inquiry.ids(body) if not self._outbox.index.is_member(id)]
         for id in dead:
-            self._outbox.declare_dead(id, now)
+            self._outbox.debts.dead(id, now)
         if dead:  # what was in them is nameless next
             self._barrier(self._ask_nameless)
         else:

@@ -20,6 +20,7 @@ from replicator.dirty.merge import merge
 from replicator.journal.journal import Item, Journal
 from replicator.journal.marks import Doubt, Partial, Whole
 from replicator.observe.metrics import SenderMetrics
+from replicator.source import snapshot
 from replicator.source.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Intake:
             if index.is_member(look.id):
                 resolver.list(look.id, since)
                 if force:
-                    self._outbox.compare_names(look.id, since)
+                    self._outbox.unlisted.add(look.id, since)
         else:
             self._names_lost()
 
@@ -130,7 +131,7 @@ class Intake:
                 continue
             for mark in item:
                 if isinstance(mark, Whole | Doubt | Partial):
-                    self._outbox.restore(mark, now)
+                    snapshot.restore(self._outbox, mark, now)
                 else:
                     self._look(mark, now, force=True)
 
@@ -150,14 +151,14 @@ class Intake:
             self._metrics.events_dropped.add(cause, losses[cause] - self._losses.get(cause, 0))
         self._losses = losses
         if not grown:
-            self._outbox.forget_told(now - LATE)
+            self._outbox.reads.forget_before(now - LATE)
             return
         outbox = self._outbox
         named = self._sensor.lost_inodes()
         lost = [id for id in named if outbox.index.is_member(id)]
         self._journal.marks((Doubt(id) for id in lost), now)
         for id in lost:
-            outbox.doubt(id, now)
+            outbox.suspicion.doubt(id, now)
             if outbox.index.is_directory(id):
                 outbox.resolver.list(id, now)
         log.warning("the kernel dropped events (%s): %d files are compared", ", ".join(sorted(grown)), len(lost))
@@ -171,8 +172,8 @@ class Intake:
 
     def _lost(self, since: int, now: int, *, content: bool) -> None:
         """Changes since then may have been lost, nobody knows of what."""
-        doubtful = self._outbox.doubtful(since)
+        doubtful = self._outbox.suspicion.since(since)
         marks = (Doubt(id) if content else InodeLook(id) for id in doubtful)
         lists = (ListLook(id) for id in doubtful if self._outbox.index.is_directory(id))
         self._journal.marks([Overflow(), *marks, *lists], now)
-        self._outbox.distrust(doubtful, now, content=content)
+        self._outbox.suspicion.distrust(doubtful, now, content=content)

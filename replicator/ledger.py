@@ -165,7 +165,7 @@ class Ledger:
     def _write(self, outbox: Outbox, now: int) -> None:
         if self._writing:
             return
-        self._told += outbox.take_told(now)
+        self._told += outbox.news.take(now)
         settled = self._journal.settled() if self._journal is not None else 0
         told, meta = list(self._told), self._meta()
         if not told and self._scanned == self.known and self._mark == self._marked:
@@ -186,7 +186,7 @@ class Ledger:
             self.known, self._marked = meta["scanned"] == "1", meta["since"]
             if self._index is not None:
                 later = {slot for one in self._told for slot in one.slots}
-                self._index.committed(told, result, later | outbox.names_on_their_way())
+                self._index.committed(told, result, later | outbox.news.names())
             if settled and self._journal is not None:
                 self._journal.remove(settled)
 

@@ -44,11 +44,11 @@ class Reading:
 
     def start(self, now: int) -> None:
         """Have read what is owed and may be read."""
-        room = READING - self._outbox.reading
-        if room > 0 or self._outbox.readable or self._outbox.sought:
+        room = READING - len(self._outbox.reads)
+        if room > 0 or self._outbox.reads.readable or self._outbox.reads.sought:
             if self._outbox.table.repeats:
                 self._intake.fence()
-            flushes = self._outbox.next_reads(now, max(0, room), calm=CALM)
+            flushes = self._outbox.reads.begin(now, max(0, room), calm=CALM)
             if flushes:
                 self._pool.submit(flushes)
 
@@ -59,12 +59,12 @@ class Reading:
             self._intake.take_records()  # so that what these reads have seen is known to be owed, and can be let go
         for outcome in outcomes:
             flush = outcome.flush
-            if not self._outbox.current(flush):
+            if not self._outbox.reads.current(flush):
                 continue
             if outcome.error is not None:
                 self._unreadable(outcome.error, flush, now)
             elif outcome.part is None:
-                self._outbox.gone(flush)
+                self._outbox.reads.gone(flush)
             else:
                 self._read(outcome, now)
 
@@ -78,10 +78,10 @@ class Reading:
 
     def _unreadable(self, error: OSError, flush: Flush, now: int) -> None:
         if self._outbox.index.path(flush.owed.id) is None:
-            self._outbox.gone(flush)  # an inode that is being removed can say anything
+            self._outbox.reads.gone(flush)  # an inode that is being removed can say anything
             return
         log.error("cannot read %s: %s; trying again", self._describe(flush.owed.id), error.strerror)
-        self._outbox.failed(flush, now)
+        self._outbox.reads.failed(flush, now)
 
     def _read(self, outcome: Outcome, now: int) -> None:
         assert outcome.part is not None
@@ -89,7 +89,7 @@ class Reading:
         self._pages.forget(flush.owed.id, outcome.sent)
         self._pages.remember(flush.owed.id, outcome.hashes)
         if outcome.beyond:
-            self._outbox.owe_again(flush, outcome.beyond, now)
+            self._outbox.reads.owe_again(flush, outcome.beyond, now)
         if outcome.seconds:  # writing a mapping out costs the disk: leave it four times as long as it took
             self._outbox.pace.rest(flush.owed.id, now + int(4 * outcome.seconds * SECOND))
-        self._outbox.read_done(outcome.part, now)
+        self._outbox.reads.done(outcome.part, now)

@@ -11,6 +11,7 @@ from replicator import __version__
 from replicator.capture.select import sensor_name
 from replicator.observe.control import Caller
 from replicator.observe.log import printable
+from replicator.source import figures
 from replicator.source.backlog import writers
 from replicator.verify.verification import Verification
 
@@ -87,12 +88,12 @@ class Requests:
             "hooks": sender.hooks.state(),
             "state_trouble": sender.journal.trouble or sender.ledger.trouble,
             "files": len(sender.index),
-            "dirty_files": len(sender.table) + outbox.reading,
-            "dirty_bytes": outbox.dirty_bytes(),
+            "dirty_files": figures.dirty_files(outbox),
+            "dirty_bytes": figures.dirty_bytes(outbox),
             "writers": backlog,
             "writers_estimated": estimated,
             "oldest_unreplicated_seconds": sender.oldest_age(),
-            "epochs_in_flight": len(outbox.inflight),
+            "epochs_in_flight": len(outbox.epochs.inflight),
             "durable_epoch": sender.ledger.durable,
             "lag_applied_ms": applied,
             "lag_durable_ms": durable,

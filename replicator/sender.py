@@ -50,6 +50,7 @@ from replicator.observe.metrics import SenderMetrics
 from replicator.progress import Progress
 from replicator.reading import CALM, Reading
 from replicator.requests import Requests
+from replicator.source import figures, snapshot
 from replicator.source.look import SourceNamespace
 from replicator.source.outbox import Outbox
 from replicator.state import StateDirectory
@@ -164,7 +165,7 @@ class Sender:
         self.phase = "connecting"
         self.selector = selectors.PollSelector()
         defer(self.selector.close)
-        self.uplink = Uplink(options.address, tls, self.selector, self._hello, lambda: self.outbox.last_epoch)
+        self.uplink = Uplink(options.address, tls, self.selector, self._hello, lambda: self.outbox.epochs.last)
         defer(lambda: self.uplink.close("the sender stops"))
         self.requests = Requests(self)
         self.scrub = None if options.scrub is None else Scrub(self, options.scrub, options.scrub_rate)
@@ -227,8 +228,8 @@ class Sender:
 
     def _owed(self) -> Iterator[Mark]:
         """All that is not durable, or is and the index does not say so yet; for the journal."""
-        yield from self.outbox.owed()
-        for told in (*self.ledger.unwritten, *self.outbox.told):
+        yield from snapshot.marks(self.outbox)
+        for told in (*self.ledger.unwritten, *self.outbox.news.waiting):
             yield from (SlotLook(slot, None) for slot in told.slots)
         if self.catchup.busy:
             yield Overflow()
@@ -275,7 +276,7 @@ class Sender:
     def _patience(self) -> float:
         """Seconds until something is to be done even if nothing happens."""
         if (
-            self.outbox.readable
+            self.outbox.reads.readable
             or self.barriers.closing
             or (self.resolver.workable and time.monotonic_ns() >= self._pause_looks)
         ):
@@ -283,7 +284,7 @@ class Sender:
         wait = min(self.uplink.due(), HOUSEKEEPING)
         if self.resolver.waiting:
             wait = min(wait, 0.005)
-        if self.outbox.calming and self.uplink.connection is not None:
+        if self.outbox.reads.calming and self.uplink.connection is not None:
             wait = min(wait, CALM / SECOND)
         retry = self.outbox.next_try(self._turned)
         if retry is not None:
@@ -462,7 +463,7 @@ class Sender:
             session = connection.session
             if connection is not self._session or session.window_left() <= 0 or session.in_flight[0] >= UNAPPLIED:
                 return
-            epoch = self.outbox.compose()
+            epoch = self.outbox.epochs.compose()
             if epoch is None:
                 return
             facts, payload = epoch
@@ -489,7 +490,7 @@ class Sender:
         in_sync = self.phase == "ready"
         scanned = in_sync or self.phase == "sending"
         self.barriers.turn(self.sensor.consumed(), self.turn, scanned=scanned, in_sync=in_sync)
-        self.progress.show(self.phase, len(self.index), len(self.table) + self.outbox.reading, generations.owed)
+        self.progress.show(self.phase, len(self.index), figures.dirty_files(self.outbox), generations.owed)
 
     def _scanned(self) -> None:
         """Everything that the source has is on the replica: now what only the replica has."""
@@ -543,14 +544,14 @@ class Sender:
         metrics.journal_bytes.set(self.journal.size)
         metrics.events_suppressed.follow(self.sensor.untold())
         metrics.connected.set(1 if self.uplink.connection is not None else 0)
-        metrics.dirty_files.set(len(self.table) + self.outbox.reading)
-        metrics.dirty_bytes.set(self.outbox.dirty_bytes())
+        metrics.dirty_files.set(figures.dirty_files(self.outbox))
+        metrics.dirty_bytes.set(figures.dirty_bytes(self.outbox))
         metrics.held_deletions.set(self.outbox.deletions.holding)
         metrics.held_files.set(len(self.outbox.pace.stuck()))
-        metrics.inflight_epochs.set(len(self.outbox.inflight))
+        metrics.inflight_epochs.set(len(self.outbox.epochs.inflight))
         metrics.scan_files.set(len(self.index))
         metrics.scan_running.set(0 if self.resolver.complete else 1)
-        self._oldest = self.outbox.oldest() or 0
+        self._oldest = figures.oldest(self.outbox) or 0
         connection = self.uplink.connection
         info = connection.transport.tcp_info() if connection is not None else None
         metrics.tcp_rtt.set(info.rtt_seconds if info else math.nan)

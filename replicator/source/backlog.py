@@ -14,6 +14,7 @@ from typing import Any
 
 from replicator.dirty.table import Owed
 from replicator.model import FileId
+from replicator.source import figures
 from replicator.source.outbox import Outbox
 
 SAMPLE = 20_000
@@ -54,7 +55,7 @@ def _add(rows: _Rows, outbox: Outbox, owing: Iterable[Owed], *, leaving: bool) -
     for owed in owing:
         shares = list(owed.share)
         written = sum(amount for _, amount in shares)
-        extent = outbox.extent(owed)
+        extent = figures.extent(outbox, owed)
         owes = written if extent is None else min(extent, written)
         for writer, amount in shares:
             key = writer.process, writer.cgroup

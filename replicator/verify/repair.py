@@ -69,13 +69,13 @@ def _owe(outbox: Outbox, differences: Sequence[Found]) -> None:
         if not outbox.index.is_member(found.id):
             continue
         if found.kind == EXTRA:
-            outbox.compare_names(found.id, now)
+            outbox.unlisted.add(found.id, now)
         elif found.slot is not None:
             outbox.resolver.look(found.slot, now, force=True)
         elif found.kind in _ALL:
-            outbox.owe_whole(found.id, now)
+            outbox.debts.whole(found.id, now)
         elif found.kind in _BYTES:
-            outbox.doubt(found.id, now)
+            outbox.suspicion.doubt(found.id, now)
         else:
             outbox.table.mark(found.id, now)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from replicator.mirror.steps import LIMBO
 from replicator.model import Answer, Facts, FileId, Kind
-from replicator.source.outbox import Payload
+from replicator.source.epochs import Payload
 from replicator.tree.exclude import Exclude
 from tests.model.disk import Inode
 from tests.model.filesystem import Node

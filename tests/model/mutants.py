@@ -21,6 +21,7 @@ from replicator.source.doubts import Doubts
 from replicator.source.flight import Flush
 from replicator.source.outbox import Outbox
 from replicator.source.read import Outcome, Reader
+from replicator.source.suspicion import Suspicion
 from replicator.tree.resolver import Found, Hold, Resolver
 from tests.model.explore import Scope
 from tests.model.sender import Sender, SourceCalls
@@ -126,10 +127,10 @@ def no_fold_back() -> Any:
     disconnected = Outbox.disconnected
 
     def lossy(outbox: Outbox) -> None:
-        for epoch in outbox.inflight:
+        for epoch in outbox.epochs.inflight:
             for generation in epoch.tokens():
                 outbox.generations.release(generation)
-        outbox.inflight.clear()
+        outbox.epochs.inflight.clear()
         disconnected(outbox)
 
     return _patch(Outbox, "disconnected", lossy)
@@ -189,10 +190,10 @@ def forgotten_doubt() -> Any:
 def trusted_times() -> Any:
     """After a gap, size and times are believed."""
 
-    def trusting(outbox: Outbox, ids: Sequence[FileId], now: int, *, content: bool) -> None:
+    def trusting(suspicion: Suspicion, ids: Sequence[FileId], now: int, *, content: bool) -> None:
         return
 
-    return _patch(Outbox, "distrust", trusting)
+    return _patch(Suspicion, "distrust", trusting)
 
 
 MUTANTS = [

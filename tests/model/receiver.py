@@ -29,7 +29,7 @@ from replicator.mirror.steps import (
     Write,
 )
 from replicator.model import Answer, Facts, FileId, InodeFact, Kind, Refusal, Slot
-from replicator.source.outbox import Payload
+from replicator.source.epochs import Payload
 from tests.model.disk import Disk, Inode
 
 

@@ -36,8 +36,10 @@ from replicator.journal.journal import Journal
 from replicator.journal.marks import Doubt, Mark, Partial, Whole
 from replicator.model import Answer, Facts, FileId, Kind, Slot
 from replicator.scan import INODE
+from replicator.source import snapshot
+from replicator.source.epochs import Payload
 from replicator.source.flight import Flush
-from replicator.source.outbox import Outbox, Payload
+from replicator.source.outbox import Outbox
 from replicator.source.pages import PageHashes
 from replicator.source.read import Outcome, Reader
 from replicator.tree.handles import Stale
@@ -297,14 +299,14 @@ class Sender:
                 self.outbox.table.mark(id, self.now)
             case ListLook(id) if index.is_member(id):
                 resolver.list(id, self.now)
-                self.outbox.compare_names(id, self.now)
+                self.outbox.unlisted.add(id, self.now)
             case Overflow():
                 self.begin_survey()
             case Whole() | Doubt() | Partial():
-                self.outbox.restore(mark, self.now)
+                snapshot.restore(self.outbox, mark, self.now)
 
     def _owed(self) -> Iterator[Mark]:
-        yield from self.outbox.owed()
+        yield from snapshot.marks(self.outbox)
         if self._token is not None:
             yield Overflow()
 
@@ -312,9 +314,9 @@ class Sender:
         """Find what nobody told of: stamps first, then the inodes, then one by one what differs."""
         if self._token is None:
             self._token = self.outbox.generations.hold()
-        self.outbox.doubting = True
+        self.outbox.news.doubting = True
         for id in list(self.outbox.index.changed()):
-            self.outbox.suspect(id, self.now, self._token, content=False)
+            self.outbox.suspicion.suspect(id, self.now, self._token, content=False)
         self.survey.append(self._load_stamps)
 
     def go_on_with_survey(self) -> None:
@@ -322,7 +324,7 @@ class Sender:
         if self.survey:
             self.survey.pop(0)()
         if not self.survey and self._token is not None:
-            self.outbox.doubting = False
+            self.outbox.news.doubting = False
             self.outbox.generations.release(self._token)
             self._token = None
 
@@ -336,9 +338,10 @@ class Sender:
             size = len(node.data) if node.kind is Kind.FILE else 4096
             row["ino"], row["gen"], row["mode"] = node.id.ino, node.id.gen, _FORMATS[node.kind]
             row["size"], row["ctime"], row["mtime"] = size, node.ctime_ns, node.mtime_ns
-        outbox, token = self.outbox, self._token
+        suspicion, token = self.outbox.suspicion, self._token
         changed = differences.changed(rows[np.argsort(rows["ino"])])
-        for hand, ids in ((partial(outbox.suspect, numbers=True), changed), (outbox.missed, differences.missing())):
+        numbering = partial(suspicion.suspect, numbers=True)
+        for hand, ids in ((numbering, changed), (suspicion.missed, differences.missing())):
             for id in ids:
                 self.survey.append(lambda hand=hand, id=id: hand(id, self.now, token))  # type: ignore[misc]
 
@@ -395,10 +398,10 @@ class Sender:
 
     def looks_lost(self) -> None:
         """The queue of looks overflowed: every name, and every inode's attributes, may have changed."""
-        doubtful = self.outbox.doubtful(0)
+        doubtful = self.outbox.suspicion.since(0)
         marks: list[Mark] = [Overflow(), *(InodeLook(id) for id in doubtful)]
         self.journal.marks([*marks, *(ListLook(id) for id in doubtful if self.outbox.index.is_directory(id))], self.now)
-        self.outbox.distrust(doubtful, self.now, content=False)
+        self.outbox.suspicion.distrust(doubtful, self.now, content=False)
         self.begin_survey()
 
     # ---- the loop's other duties
@@ -446,13 +449,13 @@ class Sender:
             return
         for id in outbox.index.subtree(outbox.index.root):
             if outbox.index.is_directory(id):
-                outbox.compare_names(id, self.now)
+                outbox.unlisted.add(id, self.now)
         self._after_all(self._ask_nameless)
 
     def ask_names(self) -> None:
         if self._comparing or not self.outbox.unlisted or self.phase not in ("sending", "ready"):
             return
-        self._comparing = self.outbox.take_unlisted(3, self.now)
+        self._comparing = self.outbox.unlisted.take(3, self.now)
         if self._comparing:
             self.questions.append(Names({id: self.outbox.index.children(id) for id in self._comparing}))
 
@@ -463,9 +466,9 @@ class Sender:
         """What the receiver has, asked for in the stream of epochs."""
         if isinstance(reply, Content):
             if reply.found is None:
-                self.outbox.not_compared(reply.owed, self.now, whole=True)
+                self.outbox.verdicts.failed(reply.owed, self.now, whole=True)
             else:
-                self.outbox.compared(reply.owed, RangeSet(reply.found), len(reply.data))
+                self.outbox.verdicts.compared(reply.owed, RangeSet(reply.found), len(reply.data))
             return
         if isinstance(reply, Names):
             compared, self._comparing = self._comparing, {}
@@ -478,7 +481,7 @@ class Sender:
             return
         dead = [id for id in reply.found if not self.outbox.index.is_member(id)]
         for id in dead:
-            self.outbox.declare_dead(id, self.now)
+            self.outbox.debts.dead(id, self.now)
         if dead:
             self._after_all(self._ask_nameless)
         else:
@@ -503,7 +506,7 @@ class Sender:
         for owed in self.outbox.doubts.begin(1):
             node = self.world.node(owed.id)
             if node is None or not node.nlink:
-                self.outbox.gone_while_compared(owed)
+                self.outbox.verdicts.gone(owed)
                 continue
             self.world.clean(node, 0, len(node.data))
             self.calls.meanwhile()
@@ -511,9 +514,9 @@ class Sender:
 
     def records_lost(self) -> None:
         """The ring overflowed: nobody knows what was written."""
-        doubtful = self.outbox.doubtful(0)
+        doubtful = self.outbox.suspicion.since(0)
         self.journal.marks([Overflow(), *(Doubt(id) for id in doubtful)], self.now)
-        self.outbox.distrust(doubtful, self.now, content=True)
+        self.outbox.suspicion.distrust(doubtful, self.now, content=True)
         self.begin_survey()
 
     def disconnected(self, unanswered: Sequence[Question]) -> None:
@@ -523,7 +526,7 @@ class Sender:
             if isinstance(question, Names):
                 compared, self._comparing = self._comparing, {}
                 for id, due in compared.items():
-                    self.outbox.compare_names(id, due.since, due.generation)
+                    self.outbox.unlisted.add(id, due.since, due.generation)
                     self.outbox.generations.release(due.generation)
             elif isinstance(question, Nameless):
                 self.phase = "scanning"
@@ -533,30 +536,30 @@ class Sender:
         if self.looked:
             self.take_bytes(len(self.world.bytes))
             self.looked = False
-        self.memory.epoch = self.outbox.last_epoch + 1
-        return self.outbox.compose()
+        self.memory.epoch = self.outbox.epochs.last + 1
+        return self.outbox.epochs.compose()
 
     def start_reads(self, count: int) -> None:
-        for flush in self.outbox.next_reads(self.now, count, big=6, big_items=1):
+        for flush in self.outbox.reads.begin(self.now, count, big=6, big_items=1):
             self.outcomes.append(self.reader.read(flush))
 
     def finish_read(self) -> None:
         """One of the workers hands its result back."""
         outcome = self.outcomes.pop(0)
         flush: Flush = outcome.flush
-        if not self.outbox.current(flush):
+        if not self.outbox.reads.current(flush):
             return
         if outcome.gone:
-            self.outbox.gone(flush)
+            self.outbox.reads.gone(flush)
         elif outcome.error is not None:
-            self.outbox.failed(flush, self.now)
+            self.outbox.reads.failed(flush, self.now)
         else:
             assert outcome.part is not None
             if outcome.beyond:
-                self.outbox.owe_again(flush, outcome.beyond, self.now)
+                self.outbox.reads.owe_again(flush, outcome.beyond, self.now)
             self.pages.forget(flush.owed.id, outcome.sent)
             self.pages.remember(flush.owed.id, outcome.hashes)
-            self.outbox.read_done(outcome.part, self.now)
+            self.outbox.reads.done(outcome.part, self.now)
 
     def idle(self) -> bool:
         """Nothing is owed any more."""
@@ -607,7 +610,7 @@ class Memory:
         """The index has it; the process has not heard so."""
         if self._written:
             return
-        self._told = outbox.take_told(now)
+        self._told = outbox.news.take(now)
         self._settled = journal.settled()
         if complete and not self.complete:
             self._completing = True
@@ -617,6 +620,6 @@ class Memory:
             self.complete = True
 
     def end(self, outbox: Outbox, journal: Journal) -> None:
-        outbox.index.committed(self._written, self._displaced, outbox.names_on_their_way())
+        outbox.index.committed(self._written, self._displaced, outbox.news.names())
         journal.remove(self._settled)
         self._written, self._settled = [], 0

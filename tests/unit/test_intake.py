@@ -17,6 +17,7 @@ from replicator.intake import LATE, SOON, Intake
 from replicator.journal.journal import Journal
 from replicator.model import Answer, Attributes, FileId, InodeFact, Kind, Slot
 from replicator.observe.metrics import SenderMetrics
+from replicator.source import snapshot
 from replicator.source.flight import Flush, Part
 from replicator.source.outbox import Outbox
 from replicator.tree.exclude import Exclude
@@ -89,7 +90,8 @@ class World:
         index.bind(Slot(ROOT, b"file"), FILE, Kind.FILE)
         index.bind(Slot(SUB, b"link"), FILE, Kind.FILE)
         self.surveys = 0
-        self.journal = Journal(directory / "journal", 1, self.outbox.generations, self.outbox.owed, lambda: None)
+        box = self.outbox
+        self.journal = Journal(directory / "journal", 1, box.generations, lambda: snapshot.marks(box), lambda: None)
         self.intake = self.another()
 
     def another(self) -> Intake:
@@ -172,14 +174,14 @@ def test_a_loss_without_a_name_is_looked_for_everywhere(scratch: Path) -> None:
 
 def read(world: World, id: FileId, at: int) -> Flush:
     """Have everything read that is owed; `id` must be among it."""
-    flushes = {flush.owed.id: flush for flush in world.outbox.next_reads(at, 100)}
+    flushes = {flush.owed.id: flush for flush in world.outbox.reads.begin(at, 100)}
     attributes = Attributes(0o644, 0, 0, 0, 0)
     for flush in flushes.values():
         kind = Kind.FILE if flush.owed.id == FILE else Kind.DIRECTORY
-        world.outbox.read_done(
+        world.outbox.reads.done(
             Part(flush, InodeFact(flush.owed.id, kind, attributes, 0, check=flush.owed.check), []), at
         )
-    while world.outbox.compose() is not None:
+    while world.outbox.epochs.compose() is not None:
         pass
     return flushes[id]
 
@@ -216,7 +218,7 @@ def test_what_was_read_since_the_last_sound_moment_is_compared_block_by_block(sc
 def test_what_is_being_read_when_a_loss_is_found_is_compared_block_by_block_afterwards(scratch: Path) -> None:
     world = World(scratch)
     world.outbox.table.mark(FILE, 1).ranges.add(5, 10)
-    assert [flush.owed.id for flush in world.outbox.next_reads(1, 100)] == [FILE]
+    assert [flush.owed.id for flush in world.outbox.reads.begin(1, 100)] == [FILE]
     lose(world)
     assert owed(world).deep
 
@@ -237,13 +239,13 @@ def test_what_was_read_long_before_a_loss_is_left_to_the_survey(scratch: Path, c
 def test_what_is_compared_when_a_loss_is_found_is_compared_anew(scratch: Path) -> None:
     """Its blocks may have been read before what was lost, and the last word carries its times."""
     world = World(scratch)
-    world.outbox.doubt(FILE, 1)
+    world.outbox.suspicion.doubt(FILE, 1)
     read(world, FILE, time.monotonic_ns() - LATE - SOON)
-    world.outbox.applied(Answer(world.outbox.last_epoch, doubts=(FILE,)), 0)
+    world.outbox.applied(Answer(world.outbox.epochs.last, doubts=(FILE,)), 0)
     (compared,) = world.outbox.doubts.begin(1)
     world.sensor.lost = {"recursion": 1}
     world.intake.check_losses()
-    world.outbox.compared(compared, RangeSet(), 0)
+    world.outbox.verdicts.compared(compared, RangeSet(), 0)
     assert owed(world).deep
 
 
@@ -254,4 +256,4 @@ def test_reads_are_remembered_no_longer_than_a_loss_may_be_late(scratch: Path) -
     world.outbox.table.mark(SUB, 1)
     read(world, SUB, time.monotonic_ns())
     world.intake.check_losses()
-    assert list(world.outbox._told) == [SUB]
+    assert list(world.outbox.reads.since(0)) == [SUB]

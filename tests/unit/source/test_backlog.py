@@ -65,20 +65,20 @@ def test_a_file_is_owed_by_its_writers_until_it_is_durable() -> None:
     box = outbox()
     write(box, 11, 1, 100)
     expected = [("dd", "/", 1, 100)]
-    (flush,) = box.next_reads(1, 10)
+    (flush,) = box.reads.begin(1, 10)
     assert told(box) == expected
     attributes = Attributes(0o644, 0, 0, 0, 0)
-    box.read_done(Part(flush, InodeFact(flush.owed.id, Kind.FILE, attributes, 100), [(0, b"x" * 100)]), 1)
-    assert box.compose() is not None
+    box.reads.done(Part(flush, InodeFact(flush.owed.id, Kind.FILE, attributes, 100), [(0, b"x" * 100)]), 1)
+    assert box.epochs.compose() is not None
     assert told(box) == expected
     box.disconnected()
     assert told(box) == expected
-    (flush,) = box.next_reads(1, 10)
-    box.read_done(Part(flush, InodeFact(flush.owed.id, Kind.FILE, attributes, 100), [(0, b"x" * 100)]), 1)
-    assert box.compose() is not None
-    box.applied(Answer(box.last_epoch), 2)
+    (flush,) = box.reads.begin(1, 10)
+    box.reads.done(Part(flush, InodeFact(flush.owed.id, Kind.FILE, attributes, 100), [(0, b"x" * 100)]), 1)
+    assert box.epochs.compose() is not None
+    box.applied(Answer(box.epochs.last), 2)
     assert told(box) == expected
-    box.durable(box.last_epoch, 3)
+    box.durable(box.epochs.last, 3)
     assert told(box) == []
 
 
@@ -87,7 +87,7 @@ def test_who_wrote_a_new_file_is_known() -> None:
     box.resolver.complete = True
     write(box, 11, 1, 100)
     assert told(box) == []
-    box._owe_new(FileId(0, 0, 11, 1), 1, None)
+    box._welcome(FileId(0, 0, 11, 1), 1, None)
     assert told(box) == [("dd", "/", 1, 100)]
 
 

@@ -23,18 +23,18 @@ def outbox() -> Outbox:
         box.table.mark(id, 1)
     box.checking = True
     for id in box.index.subtree(ROOT):
-        box.offer(id, 1, None)
+        box.suspicion.offer(id, 1, None)
     return box
 
 
 def turn(box: Outbox, now: int) -> set[FileId]:
     """Read what may be read, and send what may be sent; the inodes that were."""
-    if ROOM - box.reading > 0 or box.readable or box.sought:
-        for flush in box.next_reads(now, max(0, ROOM - box.reading)):
+    if ROOM - len(box.reads) > 0 or box.reads.readable or box.reads.sought:
+        for flush in box.reads.begin(now, max(0, ROOM - len(box.reads))):
             id = flush.owed.id
             kind = Kind.FILE if id in FILES else Kind.DIRECTORY
-            box.read_done(Part(flush, InodeFact(id, kind, ATTRIBUTES, 0, check=flush.owed.check), []), now)
-    epoch = box.compose()
+            box.reads.done(Part(flush, InodeFact(id, kind, ATTRIBUTES, 0, check=flush.owed.check), []), now)
+    epoch = box.epochs.compose()
     return {fact.id for fact in epoch[0].inodes} if epoch is not None else set()
 
 
@@ -43,9 +43,9 @@ def test_files_that_wait_for_their_directory_do_not_keep_it_from_being_read() ->
     told: set[FileId] = set()
     for now in range(2, 100):
         told |= turn(box, now)
-        assert box.reading <= 2 * ROOM
+        assert len(box.reads) <= 2 * ROOM
     assert told == {ROOT, UPPER, LOWER, *FILES}
-    assert not box.readable
+    assert not box.reads.readable
 
 
 def test_a_directory_that_could_not_be_read_is_waited_for_without_haste() -> None:
@@ -54,7 +54,7 @@ def test_a_directory_that_could_not_be_read_is_waited_for_without_haste() -> Non
     box.pace.rest(LOWER, 1000)
     for now in range(3, 50):
         turn(box, now)
-    assert not box.readable
+    assert not box.reads.readable
     assert box.next_try(50) == 1000
     told: set[FileId] = set()
     for now in range(1001, 1100):

@@ -45,13 +45,13 @@ class World:
 
     def epoch(self) -> list[InodeFact]:
         """Read and tell what may be."""
-        for flush in self.outbox.next_reads(0, 10):
-            self.outbox.read_done(told(flush), 0)
-        composed = self.outbox.compose()
+        for flush in self.outbox.reads.begin(0, 10):
+            self.outbox.reads.done(told(flush), 0)
+        composed = self.outbox.epochs.compose()
         return list(composed[0].inodes) if composed else []
 
     def answer(self, *, doubts: tuple[FileId, ...] = (), needs: tuple[FileId, ...] = ()) -> None:
-        number = self.outbox.last_epoch
+        number = self.outbox.epochs.last
         self.outbox.applied(Answer(number, doubts=doubts, needs=needs), 0)
         self.outbox.durable(number, 0)
 
@@ -62,7 +62,7 @@ class World:
 
 def compared(world: World) -> Owed:
     """The file, told to be in doubt, while it is compared."""
-    world.outbox.doubt(FILE, 1)
+    world.outbox.suspicion.doubt(FILE, 1)
     (fact,) = world.epoch()
     assert (fact.check, fact.deep, fact.data) == (True, True, ())
     world.answer(doubts=(FILE,))
@@ -75,13 +75,13 @@ def test_what_differs_is_owed_and_nothing_else() -> None:
     owed = compared(world)
     waiting = world.outbox.generations.close()
     assert world.owes == 1
-    world.outbox.compared(owed, RangeSet([(8192, 16384)]), MIB)
+    world.outbox.verdicts.compared(owed, RangeSet([(8192, 16384)]), MIB)
     assert not world.outbox.generations.settled(waiting)
-    (flush,) = world.outbox.next_reads(0, 10)
+    (flush,) = world.outbox.reads.begin(0, 10)
     assert (list(flush.owed.ranges), flush.owed.whole, flush.owed.deep) == ([(8192, 16384)], False, False)
     assert flush.known_size == MIB
-    world.outbox.read_done(told(flush), 0)
-    world.outbox.compose()
+    world.outbox.reads.done(told(flush), 0)
+    world.outbox.epochs.compose()
     world.answer()
     assert world.outbox.generations.settled(waiting)
     assert world.owes == 0
@@ -90,7 +90,7 @@ def test_what_differs_is_owed_and_nothing_else() -> None:
 def test_a_file_without_differences_is_told_to_be_right() -> None:
     """The replica does not believe its content before."""
     world = World()
-    world.outbox.compared(compared(world), RangeSet(), MIB)
+    world.outbox.verdicts.compared(compared(world), RangeSet(), MIB)
     (fact,) = world.epoch()
     assert (fact.check, fact.whole) == (False, False)
 
@@ -98,7 +98,7 @@ def test_a_file_without_differences_is_told_to_be_right() -> None:
 def test_no_bytes_are_sent_while_a_file_is_in_doubt() -> None:
     world = World()
     world.outbox.table.mark(FILE, 1).ranges.add(0, 10)
-    world.outbox.doubt(FILE, 1)
+    world.outbox.suspicion.doubt(FILE, 1)
     (fact,) = world.epoch()
     assert fact.deep
     assert world.epoch() == []  # asked
@@ -107,8 +107,8 @@ def test_no_bytes_are_sent_while_a_file_is_in_doubt() -> None:
     (owed,) = world.outbox.doubts.begin(1)
     world.outbox.table.mark(FILE, 2).ranges.add(100, 110)
     assert world.epoch() == []  # compared
-    world.outbox.compared(owed, RangeSet([(50, 60)]), MIB)
-    (flush,) = world.outbox.next_reads(0, 10)
+    world.outbox.verdicts.compared(owed, RangeSet([(50, 60)]), MIB)
+    (flush,) = world.outbox.reads.begin(0, 10)
     assert list(flush.owed.ranges) == [(0, 10), (50, 60), (100, 110)]
     assert flush.owed.since == 1
 
@@ -116,7 +116,7 @@ def test_no_bytes_are_sent_while_a_file_is_in_doubt() -> None:
 def test_a_lost_connection_begins_it_anew() -> None:
     for stage in range(4):
         world = World()
-        world.outbox.doubt(FILE, 1)
+        world.outbox.suspicion.doubt(FILE, 1)
         if stage > 0:
             world.epoch()
         if stage > 1:
@@ -124,7 +124,7 @@ def test_a_lost_connection_begins_it_anew() -> None:
         owed = world.outbox.doubts.begin(1) if stage > 2 else []
         world.outbox.disconnected()
         for each in owed:
-            world.outbox.compared(each, RangeSet([(0, 1)]), MIB)  # too late
+            world.outbox.verdicts.compared(each, RangeSet([(0, 1)]), MIB)  # too late
         assert world.owes == 1
         (fact,) = world.epoch()
         assert fact.deep
@@ -135,9 +135,9 @@ def test_a_lost_connection_begins_it_anew() -> None:
 def test_a_need_or_a_removal_ends_it() -> None:
     world = World()
     owed = compared(world)
-    world.outbox.owe_whole(FILE, 5)
-    world.outbox.compared(owed, RangeSet([(0, 1)]), MIB)  # too late
-    (flush,) = world.outbox.next_reads(0, 10)
+    world.outbox.debts.whole(FILE, 5)
+    world.outbox.verdicts.compared(owed, RangeSet([(0, 1)]), MIB)  # too late
+    (flush,) = world.outbox.reads.begin(0, 10)
     assert flush.owed.whole
     world.outbox.disconnected()
     world.outbox.index.forget(FILE)
@@ -146,15 +146,15 @@ def test_a_need_or_a_removal_ends_it() -> None:
     owed = compared(world)
     world.outbox.index.forget(FILE)
     world.outbox._forget(FILE)
-    world.outbox.gone_while_compared(owed)
+    world.outbox.verdicts.gone(owed)
     assert world.owes == 0
 
 
 def test_a_file_that_cannot_be_compared_is_sent_whole_after_a_pause() -> None:
     world = World()
-    world.outbox.not_compared(compared(world), 1000, whole=True)
-    assert world.outbox.next_reads(1000, 10) == []
-    (flush,) = world.outbox.next_reads(1000 + 10**9, 10)
+    world.outbox.verdicts.failed(compared(world), 1000, whole=True)
+    assert world.outbox.reads.begin(1000, 10) == []
+    (flush,) = world.outbox.reads.begin(1000 + 10**9, 10)
     assert flush.owed.whole
 
 
@@ -163,7 +163,7 @@ def test_a_doubt_that_was_not_asked_for_is_a_lie() -> None:
     world.outbox.table.mark(FILE, 1).ranges.add(0, 10)
     world.epoch()
     with pytest.raises(RemoteError):
-        world.outbox.applied(Answer(world.outbox.last_epoch, doubts=(FILE,)), 0)
+        world.outbox.applied(Answer(world.outbox.epochs.last, doubts=(FILE,)), 0)
 
 
 def test_whatever_is_checked_and_was_not_doubted_may_be_sent() -> None:

@@ -1,0 +1,50 @@
+"""Everything that is not durable, as marks, and back: what a successor needs that the index does not have.
+
+Takes an outbox; gives marks for the journal (journal/marks.py). Takes the marks of a predecessor; has owed what they
+say. Deaths are not among them: who is to die has lost its names, and a successor asks the replica who has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from replicator.capture.names import ListLook, SlotLook
+from replicator.dirty.ranges import RangeSet
+from replicator.journal.marks import Doubt, Mark, Partial, Whole
+from replicator.source.outbox import Outbox
+
+
+def marks(outbox: Outbox) -> Iterator[Mark]:
+    """All that is owed, or on its way."""
+    for owed in (*outbox.table.values(), *outbox.leaving()):
+        if owed.whole:
+            yield Whole(owed.id)
+        else:
+            if owed.deep:
+                yield Doubt(owed.id)
+            ranges, folios = tuple(owed.ranges), tuple(owed.folios)
+            yield Partial(owed.id, ranges, folios, owed.lowest, owed.mapped, owed.holes, owed.check)
+    flying = [slot for epoch in outbox.epochs.inflight for slot in epoch.slots]
+    yield from (SlotLook(slot, None) for slot in (*outbox.debts.slots(), *flying))
+    extra = (slot.parent for slot in outbox.deletions.extra())
+    yield from (ListLook(id) for id in dict.fromkeys((*outbox.resolver.lists(), *outbox.unlisted, *extra)))
+
+
+def restore(outbox: Outbox, mark: Whole | Doubt | Partial, now: int) -> None:
+    """Owe what a predecessor owed. Who is no member yet becomes one by its name, or the replica asks about it."""
+    if not outbox.index.is_member(mark.id):
+        return
+    if isinstance(mark, Whole):  # if it has got it meanwhile, it need not travel again
+        outbox.suspicion.offer(mark.id, now, None)
+        outbox.suspicion.doubt(mark.id, now)
+    elif isinstance(mark, Doubt):
+        outbox.suspicion.doubt(mark.id, now)
+    else:
+        owed = outbox.table.mark(mark.id, now)
+        owed.mapped |= mark.mapped
+        owed.holes |= mark.holes
+        owed.check |= mark.check
+        owed.ranges.update(RangeSet(mark.ranges))
+        owed.folios.update(RangeSet(mark.folios))
+        if mark.lowest is not None:
+            owed.lower(mark.lowest)
