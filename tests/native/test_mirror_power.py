@@ -169,6 +169,12 @@ def test_what_lies_in_a_directory_that_waits_for_its_next_name_stays_known(repli
     answer = world.tell(mirror, names, [world.fact(ROOT)])
     assert (answer.needs, answer.looks) == ((), ())
     assert_same(replica)
+    del world.names[Slot(upper, b"lower")]
+    world.names[Slot(upper, b"renamed")] = lower
+    names = {Slot(upper, b"lower"): None, Slot(upper, b"renamed"): lower}
+    answer = world.tell(mirror, names, [world.fact(upper)])
+    assert (answer.needs, answer.looks) == ((), ())
+    assert_same(replica)
 
 
 def test_what_was_moved_into_a_directory_that_is_not_known_yet_is_not_lost(replica: Replica) -> None:
