@@ -262,6 +262,7 @@ class Sender:
             if self.phase in ("sending", "ready") and self.uplink.connection is not None:
                 self.comparison.ask_names()
             self._advance(now)
+            self._say_ready()
             self.requests.turn()
             if self.scrub is not None:
                 self.scrub.turn()
@@ -477,7 +478,8 @@ class Sender:
     def _advance(self, now: int) -> None:
         """Go from one phase of the first sync to the next, and let waiters through."""
         generations = self.outbox.generations
-        if self.phase == "scanning" and not self.resolver.workable and not self.catchup.busy:
+        found = self.phase == "scanning" and not self.resolver.workable and not self.catchup.busy
+        if found and self.uplink.connection is not None:
             self.resolver.complete = True
             for id in self.index.nameless():  # whoever was to be found has been found
                 self.resolver.doubt(id, now)
@@ -519,7 +521,11 @@ class Sender:
         if not self.ledger.known:
             self.ledger.scanned()
             self.journal.begin(time.monotonic_ns(), anew=True)
-        if not self._told_ready:
+        self._housekept = 0.0  # a successor may rely on the index from the next housekeeping on
+
+    def _say_ready(self) -> None:
+        """Once, when whoever comes after this sender need not begin anew."""
+        if self.phase == "ready" and not self._told_ready and (self.ledger.known or self.ledger.trouble):
             self._told_ready = True
             self._ready()
 

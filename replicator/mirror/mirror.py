@@ -342,7 +342,8 @@ class Mirror:
             job()
             with contextlib.suppress(Exception):
                 self.finish_sync(job)
-                self._inventory.set_meta(clean="1")
+                if job.error is None:
+                    self._inventory.set_meta(clean="1")
         self.abandon()
 
     def abandon(self) -> None:

@@ -235,15 +235,16 @@ class Recovery:
 
     def _compare(self, fd: int, name: bytes, id: FileId, record: Record) -> None:
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        if not record.sound or (status.st_size == record.size and status.st_mtime_ns == record.mtime_ns):
+        if status.st_size == record.size and status.st_mtime_ns == record.mtime_ns:
             return
-        self._differs = True
-        if self._reverted:
-            self._inventory.put(id, lost(record))
-            return
-        self._inventory.put(id, replace(record, suspect=True))
-        if status.st_size == record.size and record.mtime_ns != -1:
-            # Times are set after the data is synced and not synced themselves.
+        if record.sound:
+            self._differs = True
+            if self._reverted:
+                self._inventory.put(id, lost(record))
+                return
+            self._inventory.put(id, replace(record, suspect=True))
+        if record.complete and status.st_size == record.size and record.mtime_ns != -1:
+            # Times are set after the data is synced, and not synced themselves; nor are those of an earlier recovery.
             entry = open_beneath(fd, name, os.O_PATH)
             try:
                 attributes.set_time(entry, record.mtime_ns)

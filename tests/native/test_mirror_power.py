@@ -6,6 +6,7 @@ of files are not, unless somebody asked for that.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from replicator import syscalls
 from replicator.mirror.mirror import Mirror
+from replicator.mirror.recover import Recovery
 from replicator.model import Extent, FileId, Kind, Slot
 from tests.native.mirror_world import ROOT, World, make_durable
 from tests.support.outlet import Outlet
@@ -56,9 +59,10 @@ class Replica:
         self.power_cut()
         return (self.root / "file").read_bytes()
 
-    def power_cut(self) -> None:
-        """And the next boot, in which the receiver starts."""
-        self.commit_journal()
+    def power_cut(self, *, committed: bool = True) -> None:
+        """And the next boot, in which the receiver starts. `committed`: the filesystem's journal was, just before."""
+        if committed:
+            self.commit_journal()
         self.outlet.cut()
         self.mirror.abandon()
         self.outlet.off()
@@ -169,6 +173,12 @@ def test_what_lies_in_a_directory_that_waits_for_its_next_name_stays_known(repli
     answer = world.tell(mirror, names, [world.fact(ROOT)])
     assert (answer.needs, answer.looks) == ((), ())
     assert_same(replica)
+    del world.names[Slot(upper, b"lower")]
+    world.names[Slot(upper, b"renamed")] = lower
+    names = {Slot(upper, b"lower"): None, Slot(upper, b"renamed"): lower}
+    answer = world.tell(mirror, names, [world.fact(upper)])
+    assert (answer.needs, answer.looks) == ((), ())
+    assert_same(replica)
 
 
 def test_what_was_moved_into_a_directory_that_is_not_known_yet_is_not_lost(replica: Replica) -> None:
@@ -189,3 +199,27 @@ def test_what_was_moved_into_a_directory_that_is_not_known_yet_is_not_lost(repli
     answer = world.tell(mirror, names, [world.fact(new), world.fact(ROOT)])
     assert (answer.needs, answer.looks) == ((), ())
     assert_same(replica)
+
+
+def test_an_end_whose_sync_failed_is_not_taken_for_a_clean_one(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    walked: list[Recovery] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(syscalls, "syncfs", refuse)
+        replica.mirror.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("replicator.mirror.mirror.boot_id", lambda: "another boot")
+        patch.setattr(Recovery, "after_power_cut", lambda recovery: walked.append(recovery))
+        replica.mirror = Mirror.open(replica.root, replica.outlet.point / "state", False)
+    assert walked
+
+
+def test_times_are_right_after_one_power_cut_and_after_another(replica: Replica) -> None:
+    replica.power_cut(committed=False)
+    assert replica.world.differences(str(replica.root)) == []
+    replica.power_cut(committed=False)
+    assert replica.world.differences(str(replica.root)) == []

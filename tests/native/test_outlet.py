@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
 import pytest
 
+from tests.support.operations import BLOCK
 from tests.support.outlet import Outlet
 from tests.support.syscalls import syncfs
 
@@ -40,6 +42,29 @@ def test_what_was_synced_survives_and_what_was_not_can_be_lost(fstype: str, scra
             for known in range(number):
                 assert set((outlet.point / f"synced{known}").read_bytes()) <= set(b"xy")
     assert lost >= 3
+
+
+def test_of_what_reached_the_disk_and_was_not_flushed_some_is_lost_and_some_is_not(scratch: Path) -> None:
+    blocks, lost, kept = 64, 0, 0
+    with Outlet("ext4", scratch / "outlet", seed=3, size=512 << 20) as outlet, mmap.mmap(-1, BLOCK) as aligned:
+        for number in range(1, 7):
+            file = outlet.point / "file"
+            file.write_bytes(b"0" * blocks * BLOCK)
+            sync(outlet.point)
+            fd = os.open(file, os.O_WRONLY | os.O_DIRECT)
+            aligned[:] = b"%d" % number * BLOCK
+            for block in range(blocks):
+                os.pwritev(fd, [aligned], block * BLOCK)
+            os.close(fd)
+            outlet.cut()
+            outlet.off()
+            outlet.boot()
+            left = (outlet.point / "file").read_bytes()
+            assert set(left) <= set(b"0%d" % number)
+            lost += left.count(b"0") // BLOCK
+            kept += left.count(b"%d" % number) // BLOCK
+    assert lost > blocks
+    assert kept > blocks
 
 
 def test_nothing_is_lost_without_a_cut(scratch: Path) -> None:
