@@ -9,19 +9,55 @@ one in another place whose daemon is not running.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from replicator import syscalls
 from replicator.config import STATE
+from replicator.errors import EnvironmentFault
+from replicator.host import is_within
 from replicator.model import FileId
 from replicator.observe.control import NAME
+from replicator.tree.exclude import Exclude
 from replicator.tree.handles import SourceRoot
 from replicator.tree.mount import mount_of
 
+log = logging.getLogger(__name__)
+
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class OwnDirectories:
+    """Those that one sender leaves out, since `exclude` knows them."""
+
+    def __init__(self, source: SourceRoot, path: Path, state: Path, exclude: Exclude) -> None:
+        """`path`: the source's, as the user named it; `state`: the sender's own."""
+        self._source = source
+        self._path = path
+        self._state = state
+        self._exclude = exclude
+
+    def leave_out(self) -> list[FileId]:
+        """Leave out those that there are now; returns those that are new. EnvironmentFault if the source is one."""
+        found = own_directories(self._source, self._state)
+        if self._source.id in found:
+            raise EnvironmentFault(
+                f"{self._source.path} is the state directory of a daemon: name another with --state, or another source"
+            )
+        new = [id for id in found if id not in self._exclude.own]
+        self._exclude.own.update(found)
+        for path in self.paths(new):
+            log.info("%s is not replicated: rsyncfs keeps its state there", path)
+        return new
+
+    def paths(self, ids: Iterable[FileId] | None = None) -> list[str]:
+        """Which (of `ids`) in the source are left out."""
+        own = self._exclude.own
+        paths = [own[id] for id in (own if ids is None else ids)]
+        return [path for path in paths if is_within(Path(path), self._path)]
 
 
 def own_directories(source: SourceRoot, *states: Path) -> dict[FileId, str]:

@@ -56,7 +56,7 @@ class Scrub:
         elif self._sweep is not None:
             self._sweep.turn()
             self._count()
-        elif self._sender.phase == "ready" and self._due() <= 0:
+        elif self._sender.phases.ready and self._due() <= 0:
             self._begin()
 
     def status(self) -> dict[str, Any]:

@@ -184,7 +184,7 @@ class Sweep:
             self._leave(watch)
             self.turn()
             return
-        self._sender.ask({"op": "compare", "items": question}, partial(self._answered, watch, parts, readings))
+        self._sender.dialogue.ask({"op": "compare", "items": question}, partial(self._answered, watch, parts, readings))
 
     def _leave(self, watch: set[FileId]) -> None:
         self._sender.table.unwatch(watch)
