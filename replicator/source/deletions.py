@@ -42,13 +42,16 @@ class Deletions(Generic[_Group]):
         """What is held, the oldest first."""
         return iter(self._held)
 
-    def ask(self, group: _Group, names: int, now: int) -> bool:
-        """Whether `group`, of `names` names, may be deleted; it is held if not. Nothing of none is lost."""
+    def ask(self, group: _Group, names: int, now: int, *, hold: bool = False) -> bool:
+        """Whether `group`, of `names` names, may be deleted; it is held if not. Nothing of none is lost.
+
+        `hold`: it is not to be deleted in any case, while anything is held.
+        """
         if not names:
             return True
         while self._allowed and self._allowed[0][0] <= now - self._batch:
             self._recent -= self._allowed.popleft()[1]
-        if self.limit is not None and (self._held or self._recent + names > self.limit):
+        if self.limit is not None and (hold or self._held or self._recent + names > self.limit):
             self._held[group] = names
             return False
         if self.limit is not None:

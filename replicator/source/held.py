@@ -67,7 +67,9 @@ class HeldDeletions:
         for group in groups:
             top = group[0]
             gone = any(self._index.get(slot) is None for slot in self._naming.leaving(top))
-            if gone and not self._ask(top, len(group), now):
+            # A directory does not go before what was in it: that would go with it.
+            full = any(self.undecided(id) for id in self._naming.left(top))
+            if gone and not self._ask(top, len(group), now, hold=full):
                 self._below[top] = dict.fromkeys(group)
                 self._dead.update(dict.fromkeys(group, top))
 
@@ -123,9 +125,9 @@ class HeldDeletions:
         self._below.clear()
         return extra
 
-    def _ask(self, group: FileId | Slot, names: int, now: int) -> bool:
+    def _ask(self, group: FileId | Slot, names: int, now: int, *, hold: bool = False) -> bool:
         before = self.holding
-        allowed = self._deletions.ask(group, names, now)
+        allowed = self._deletions.ask(group, names, now, hold=hold)
         if not allowed and not before:
             log.error(
                 "more than %d names are deleted within a minute (--max-delete): holding deletions until the names come"

@@ -84,6 +84,12 @@ class Naming:
                     del self._leaving[due.before]
         return taken
 
+    def left(self, directory: FileId) -> Iterator[FileId]:
+        """Who was in slots of a directory that are still to be told."""
+        for slot, due in self._slots.items():
+            if slot.parent == directory and due.before is not None:
+                yield due.before
+
     def leaving(self, id: FileId) -> set[Slot]:
         """The slots that it was in and that are still to be told."""
         return self._leaving.get(id, set())

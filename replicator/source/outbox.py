@@ -112,6 +112,7 @@ class Outbox:
         owed.share.update(self.writers.welcome(id))
         if self.checking:
             owed.check = True
+            owed.deep |= owed.mapped  # stores that nobody heard of do not show in its times
         else:
             owed.mark_whole()
         self.debts.unshipped[id] = None

@@ -86,6 +86,9 @@ class Reader:
             if owed.mapped and flush.left is None:
                 self._write_out(fd, flush, outcome)
             read = time.monotonic_ns()
+        elif kind is Kind.FILE and owed.mapped:  # whoever asks for all of it next does not know of its pages
+            syscalls.membarrier()
+            write_out(fd, 0, 0, self._source.fstype)
         status = os.fstat(fd)
         if status.st_nlink == 0:
             outcome.gone = True

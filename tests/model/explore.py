@@ -6,6 +6,7 @@ import random
 import shutil
 import sys
 from dataclasses import dataclass
+from itertools import accumulate
 
 from replicator.mirror.steps import LIMBO
 from replicator.model import Answer, Facts, FileId, Kind
@@ -45,6 +46,7 @@ class Run:
     def __init__(self, seed: int, scope: Scope, trace: list[str] | None = None) -> None:
         self.rng = random.Random(seed)
         self.scope = scope
+        self._events, self._weights = _possible(scope)
         self.world = World(self.rng, Exclude(scope.exclude))
         self.world.trace = trace
         self.calls = SourceCalls(self.world, self.rng, 0.0)
@@ -91,7 +93,7 @@ class Run:
 
     def _something(self) -> None:
         rng, sender = self.rng, self.sender
-        what = rng.choices(_EVENTS, cum_weights=_WEIGHTS)[0]
+        what = rng.choices(self._events, cum_weights=self._weights)[0]
         if self.world.trace is not None:
             self.world.note(f"link or sender: {what}")
         match what:
@@ -226,7 +228,7 @@ class Run:
             return
         outbox = self.sender.outbox
         unheard = self.world.bytes or self.world.looks or self.sender.outcomes or outbox.resolver.pending
-        if not unheard and id not in outbox.table:
+        if not unheard and id not in outbox.table and id not in outbox.reads:
             self.shipped.add(id)
             node.stayed = True
 
@@ -378,8 +380,15 @@ _MIX = {
     "write": 4,
     "written": 4,
 }
-_EVENTS = list(_MIX)
-_WEIGHTS = [sum(list(_MIX.values())[: count + 1]) for count in range(len(_MIX))]
+_SURVEYS = ("survey", "write", "written")
+
+
+def _possible(scope: Scope) -> tuple[list[str], list[int]]:
+    """What may happen in such a run, and the sums of how often."""
+    wanted = {"heir": scope.heirs, "overflow": scope.overflows, "gap": scope.gaps, "restart": scope.restarts}
+    wanted.update(dict.fromkeys(_SURVEYS, scope.heirs or scope.overflows or scope.gaps))
+    events = [event for event in _MIX if wanted.get(event, True)]
+    return events, list(accumulate(_MIX[event] for event in events))
 
 
 def explore(seeds: range, scope: Scope, wanted: type[Exception] = Exception) -> tuple[int, Exception] | None:

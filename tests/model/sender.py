@@ -155,7 +155,8 @@ class SourceCalls:
 
     def sync_file_range(self, fd: int, start: int, length: int, _flags: int) -> None:
         self.meanwhile()
-        self.world.clean(self._open[fd], start, start + length)
+        node = self._open[fd]
+        self.world.clean(node, start, start + length if length else len(node.data))
         self.meanwhile()
 
     # ---- time
