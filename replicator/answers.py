@@ -44,7 +44,7 @@ class Answers:
                         self._compare_names([(strict.file_id(id), str(digest)) for id, digest in body["directories"]])
                     )
                 case "nameless":
-                    reply({"ids": [id.text() for id in self._mirror.nameless(NAMELESS)]})
+                    reply({"ids": [id.text() for id in self._mirror.inspection.nameless(NAMELESS)]})
                 case "beneath":
                     reply(self._count([strict.slot(*pair) for pair in body["names"]], int(body["most"])))
                 case "mended":
@@ -59,14 +59,14 @@ class Answers:
 
     def _count(self, slots: list[Slot], most: int) -> dict[str, Any]:
         """How many names each of those is with all beneath it, up to `most`."""
-        return {"numbers": [self._mirror.count(slot, most) for slot in slots]}
+        return {"numbers": [self._mirror.inspection.count(slot, most) for slot in slots]}
 
     def _compare_names(self, directories: list[tuple[FileId, str]]) -> dict[str, Any]:
         """All names of those directories where they are not what the sender has."""
         differing = []
         for directory, digest in directories:
             try:
-                names = self._mirror.names(directory)
+                names = self._mirror.inspection.names(directory)
             except (OSError, KeyError):
                 continue  # not here (any more): its facts are on their way
             if names_digest((name, self._mirror.bound(Slot(directory, name))) for name in names) == digest:

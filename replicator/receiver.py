@@ -121,7 +121,7 @@ class Receiver:
             )
         self.downlink.beat()
         self.metrics.connected.set(1 if self.downlink.session is not None else 0)
-        self.metrics.limbo_files.set(len(self.mirror.nameless(NAMELESS)))
+        self.metrics.limbo_files.set(len(self.mirror.inspection.nameless(NAMELESS)))
         self.metrics.epoch_open.set(1 if self.mirror.open_epoch else 0)
 
     # ------------------------------------------------------------------ the sender

@@ -5,6 +5,7 @@
     answer = mirror.apply(facts, payload)        visible when it returns
     job = mirror.start_sync(); job()             `job()` in a worker thread; apply may go on meanwhile
     n, lost = mirror.finish_sync(job)            durable up to epoch n, but for the files that are lost
+    mirror.inspection                            what the disk really has, for comparisons
     mirror.mended()                              the sender owes nothing of before its session any more
     mirror.close()
 
@@ -31,7 +32,7 @@ from replicator.mirror.durability import SyncJob
 from replicator.mirror.execute import Executor
 from replicator.mirror.foreign import Foreign
 from replicator.mirror.ground import AstrayError, Ground
-from replicator.mirror.inspection import Entry, Inspection
+from replicator.mirror.inspection import Inspection
 from replicator.mirror.intents import Intent, IntentLog
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
@@ -40,7 +41,7 @@ from replicator.mirror.plan import plan
 from replicator.mirror.records import forsaken
 from replicator.mirror.recover import Recovery
 from replicator.mirror.trust import check_facts
-from replicator.model import Answer, Attributes, Facts, FileId, Kind, Refusal, Slot
+from replicator.model import Answer, Facts, FileId, Kind, Refusal, Slot
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class Mirror:
         self._state_fd = state_fd
         self._limbo = Limbo(ground, inventory)
         self._foreign = Foreign(ground, self._limbo, inventory)
-        self._inspection = Inspection(ground, self._limbo, inventory, self._foreign)
+        self.inspection = Inspection(ground, self._limbo, inventory, self._foreign)
+        """What the disk really has."""
         self._executor = Executor(ground, self._limbo, inventory, intents)
         self._witnesses: dict[str, str] = {}
         self._lost: dict[FileId, str] = {}
@@ -267,54 +269,13 @@ class Mirror:
         """Whether the replica has it, in whatever state."""
         return self._inventory.record(id) is not None
 
-    def list_directory(self, id: FileId) -> list[Entry]:
-        """The names really in a known directory, without what is the replica's own. OSError, KeyError if unknown."""
-        return self._inspection.list_directory(id)
-
-    def attributes(self, id: FileId) -> tuple[Kind, int, Attributes]:
-        """Kind, size and attributes that an inode really has. OSError, KeyError if it is not there."""
-        return self._inspection.attributes(id)
-
-    def open_content(self, id: FileId) -> int:
-        """A descriptor of a known regular file, to be read from any thread. OSError, KeyError if it is not there."""
-        return self._inspection.open_content(id)
-
-    def open_directory(self, id: FileId) -> int:
-        """A descriptor of a known directory, to be listed from any thread. OSError, KeyError if it is not there."""
-        return self._inspection.open_directory(id)
-
-    def is_own(self, id: FileId, name: bytes) -> bool:
-        """Whether a name in a known directory is the replica's own business."""
-        return self._inspection.is_own(id, name)
-
     def by_handle(self, handle: bytes) -> FileId | None:
         """Which inode of the source one of the replica's is; None if it is foreign."""
         return self._inventory.by_handle(handle)
 
-    def beneath(self, id: FileId, name: bytes, most: int) -> list[list[str]]:
-        """Up to `most` paths beneath a foreign directory in a known one, each character a byte."""
-        found = self._inspection.beneath(id, name, most)
-        return [[part.decode("latin-1") for part in path] for path in found]
-
-    def names(self, id: FileId) -> list[bytes]:
-        """All names in a known directory, on disk or in the inventory, sorted. OSError, KeyError."""
-        return self._inspection.names(id)
-
     def bound(self, place: Slot) -> FileId | None:
         """Which known inode a name means; None if none."""
         return self._inventory.bound(place)
-
-    def count(self, place: Slot, most: int) -> int:
-        """How many names would be lost with a place, up to `most`; that also if it cannot be found out."""
-        return self._inspection.count(place, most)
-
-    def nameless(self, most: int) -> list[FileId]:
-        """Up to `most` inodes that are kept without a name of the user's."""
-        return self._inspection.nameless(most)
-
-    def extra_names(self, id: FileId) -> list[bytes]:
-        """Names in a known directory that only the replica has. OSError, KeyError."""
-        return self._inspection.extra_names(id)
 
     def remove_extra(self, id: FileId, name: bytes) -> str | None:
         """Remove such a name with all that is beneath it; nothing that is known is destroyed. Why not, if not."""

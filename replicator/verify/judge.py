@@ -140,9 +140,9 @@ class _Item:
             if "kind" in kinds:
                 return  # what is in it is of another kind, too
         if self._span is not None:
-            self._fd = mirror.open_content(self.id)
+            self._fd = mirror.inspection.open_content(self.id)
         elif self.names is not None:
-            self._fd = mirror.open_directory(self.id)
+            self._fd = mirror.inspection.open_directory(self.id)
 
     def read(self, names: Listing) -> None:
         """In a thread: read what may wait."""
@@ -164,7 +164,8 @@ class _Item:
         """In the loop: what the names mean."""
         if self._fd < 0 or self.names is None:
             return
-        there = {seen.name.decode("latin-1"): seen for seen in self._listing if not mirror.is_own(self.id, seen.name)}
+        replica = mirror.inspection
+        there = {seen.name.decode("latin-1"): seen for seen in self._listing if not replica.is_own(self.id, seen.name)}
         found: list[tuple[list[str], str]] = []
         for name in sorted(self.names.keys() | there.keys()):
             seen = there.get(name)
@@ -173,15 +174,16 @@ class _Item:
             elif name not in self.names:
                 found.append(([name], "name only on the replica"))
                 if seen.kind is Kind.DIRECTORY and mirror.by_handle(seen.handle) is None:
-                    beneath = mirror.beneath(self.id, seen.name, EXTRAS)
-                    found += [([name, *path], "name only on the replica") for path in beneath]
+                    for path in replica.beneath(self.id, seen.name, EXTRAS):
+                        parts = [part.decode("latin-1") for part in path]
+                        found.append(([name, *parts], "name only on the replica"))
             elif _text(mirror.by_handle(seen.handle)) != self.names[name]:
                 found.append(([name], "name of another file"))
         if found:
             self.finding["names"] = found
 
     def _judge_attributes(self, mirror: Mirror, wanted: dict[str, Any]) -> list[str]:
-        kind, size, have = mirror.attributes(self.id)
+        kind, size, have = mirror.inspection.attributes(self.id)
         mine: dict[str, Any] = {
             "kind": str(kind),
             "size": size,

@@ -268,7 +268,7 @@ def test_what_others_did_to_the_replica_is_undone(pair: Pair) -> None:
     answer = world.tell(pair.mirror, dict(world.names), [world.fact(replaced)])
     world.tell_until_quiet(pair.mirror, answer)
     for directory in (ROOT, top, away):
-        for name in pair.mirror.extra_names(directory):
+        for name in pair.mirror.inspection.extra_names(directory):
             pair.mirror.remove_extra(directory, name)
     pair.check()
 
@@ -491,9 +491,9 @@ def test_limbo_is_no_extra_name(pair: Pair) -> None:
     kept = world.make(ROOT, b"kept", content=b"1")
     pair.sync()
     world.tell(pair.mirror, {Slot(ROOT, b"kept"): None})
-    assert pair.mirror.extra_names(ROOT) == []
-    assert pair.mirror.list_directory(ROOT) == []
-    assert pair.mirror.nameless(9) == [kept]
+    assert pair.mirror.inspection.extra_names(ROOT) == []
+    assert pair.mirror.inspection.list_directory(ROOT) == []
+    assert pair.mirror.inspection.nameless(9) == [kept]
     pair.mirror.remove_extra(ROOT, b".rsyncfs-limbo")
     assert not world.tell(pair.mirror, {Slot(ROOT, b"kept"): kept}).needs
     pair.check()
@@ -681,7 +681,7 @@ def test_after_a_power_cut_everything_is_looked_at(pair: Pair) -> None:
     os.unlink(pair.root / "g")
     pair.mirror._inventory.set_meta(boot="another")
     pair.reopen(instance=2)
-    assert pair.mirror.list_directory(ROOT)[0].id == top
+    assert pair.mirror.inspection.list_directory(ROOT)[0].id == top
     answer = world.tell_all(pair.mirror, check=True)
     assert file in answer.needs
     world.tell_until_quiet(pair.mirror, answer)
@@ -712,7 +712,7 @@ def test_what_is_there_already_is_adopted(volume: Path, tmp_path: Path) -> None:
         answer = world.tell_all(mirror, check=True)
         assert answer.needs == (other,)
         world.tell_until_quiet(mirror, answer)
-        assert mirror.extra_names(ROOT) == [b"extra"]
+        assert mirror.inspection.extra_names(ROOT) == [b"extra"]
         mirror.remove_extra(ROOT, b"extra")
         make_durable(mirror)
         assert not world.differences(str(root))
@@ -797,24 +797,24 @@ def test_attributes_and_listing_tell_what_is_there(pair: Pair) -> None:
     file = world.make(ROOT, b"f", content=b"x" * 10, mode=0o600)
     pair.sync()
     (pair.root / "foreign").mkdir()
-    entries = [(entry.name, entry.kind, entry.id) for entry in pair.mirror.list_directory(ROOT)]
+    entries = [(entry.name, entry.kind, entry.id) for entry in pair.mirror.inspection.list_directory(ROOT)]
     assert entries == [(b"f", Kind.FILE, file), (b"foreign", Kind.DIRECTORY, None)]
-    kind, size, attributes = pair.mirror.attributes(file)
+    kind, size, attributes = pair.mirror.inspection.attributes(file)
     assert (kind, size, attributes.mode) == (Kind.FILE, 10, 0o600)
-    fd = pair.mirror.open_content(file)
+    fd = pair.mirror.inspection.open_content(file)
     assert os.pread(fd, 100, 0) == b"x" * 10
     os.close(fd)
     with pytest.raises(KeyError):
-        pair.mirror.attributes(FileId(0, 0, 999, 0))
+        pair.mirror.inspection.attributes(FileId(0, 0, 999, 0))
     os.unlink(pair.root / "f")
     with pytest.raises(FileNotFoundError):
-        pair.mirror.attributes(file)
+        pair.mirror.inspection.attributes(file)
 
 
 def test_limbo_is_nobodys_business_whether_it_is_there_or_not(pair: Pair) -> None:
     """It may go between a look at the root and the judgement of what was seen."""
-    assert pair.mirror.is_own(ROOT, LIMBO_NAME)
+    assert pair.mirror.inspection.is_own(ROOT, LIMBO_NAME)
     pair.world.make(ROOT, LIMBO_NAME, content=b"the user's")
     pair.sync()
-    assert not pair.mirror.is_own(ROOT, LIMBO_NAME)
-    assert not pair.mirror.is_own(ROOT, b"f")
+    assert not pair.mirror.inspection.is_own(ROOT, LIMBO_NAME)
+    assert not pair.mirror.inspection.is_own(ROOT, b"f")

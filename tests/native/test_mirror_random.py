@@ -245,9 +245,9 @@ class Driver:
         """Look again at every name that the replica has, and at what has none."""
         for id, inode in self.world.inodes.items():
             if inode.kind is Kind.DIRECTORY:
-                for name in mirror.names(id):
+                for name in mirror.inspection.names(id):
                     self.slots[Slot(id, name)] = None
-        for id in mirror.nameless(10_000):
+        for id in mirror.inspection.nameless(10_000):
             if id not in self.world.inodes:
                 self.dead[id] = None
 
