@@ -165,6 +165,8 @@ class Catchup:
         if self._again:
             self._again = False
             self.survey()
+        else:
+            self._outbox.outsiders.remember()
 
     def _recent(self, ids: list[FileId], *, content: bool, numbers: bool = False) -> Iterator[None]:
         for first in range(0, len(ids), STEP):

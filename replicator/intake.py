@@ -157,8 +157,11 @@ class Intake:
         named = self._sensor.lost_inodes()
         lost = [id for id in named if outbox.index.is_member(id)]
         self._journal.marks((Doubt(id) for id in lost), now)
+        for id in named:
+            if not outbox.index.is_member(id):
+                outbox.outsiders.note(id)  # as below
         for id in lost:
-            outbox.suspicion.doubt(id, now)
+            outbox.suspicion.doubt(id, now, lost=True)
             if outbox.index.is_directory(id):
                 outbox.resolver.list(id, now)
         log.warning("the kernel dropped events (%s): %d files are compared", ", ".join(sorted(grown)), len(lost))
@@ -177,3 +180,5 @@ class Intake:
         lists = (ListLook(id) for id in doubtful if self._outbox.index.is_directory(id))
         self._journal.marks([Overflow(), *marks, *lists], now)
         self._outbox.suspicion.distrust(doubtful, now, content=content)
+        if content:  # until the survey has had everything written out
+            self._outbox.outsiders.forget()

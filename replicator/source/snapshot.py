@@ -36,9 +36,9 @@ def restore(outbox: Outbox, mark: Whole | Doubt | Partial, now: int) -> None:
         return
     if isinstance(mark, Whole):  # if it has got it meanwhile, it need not travel again
         outbox.suspicion.offer(mark.id, now, None)
-        outbox.suspicion.doubt(mark.id, now)
+        outbox.suspicion.doubt(mark.id, now, lost=True)
     elif isinstance(mark, Doubt):
-        outbox.suspicion.doubt(mark.id, now)
+        outbox.suspicion.doubt(mark.id, now, lost=True)
     else:
         owed = outbox.table.mark(mark.id, now)
         owed.mapped |= mark.mapped

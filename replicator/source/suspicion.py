@@ -55,9 +55,14 @@ class Suspicion:
             debts.resolver.list(id, now, generation, numbers=numbers)
             self._unlisted.add(id, now, generation)
 
-    def doubt(self, id: FileId, now: int) -> None:
-        """The content that the replica has of this inode is in doubt: compare it."""
-        self._debts.table.mark(id, now).deep = True
+    def doubt(self, id: FileId, now: int, *, lost: bool = False) -> None:
+        """The content that the replica has of this inode is in doubt: compare it.
+
+        `lost`: what the kernel told of it was lost, which may have been that its pages can be stored to in silence.
+        """
+        owed = self._debts.table.mark(id, now)
+        owed.deep = True
+        owed.mapped |= lost
 
     def missed(self, id: FileId, now: int, generation: int | None) -> None:
         """There is no such inode (any more)."""
@@ -81,4 +86,7 @@ class Suspicion:
         """As `suspect`, of what the replica was told lately: their stamps count no more."""
         for id in ids:
             self.suspect(id, now, None, content=content)
+            owed = self._debts.table.get(id)
+            if owed is not None:
+                owed.mapped |= content  # as for what was lost of one
         self._news.distrust(ids)

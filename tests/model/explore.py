@@ -34,7 +34,7 @@ class Scope:
     overflows: bool = False
     """The queue of looks overflows now and then."""
     gaps: bool = False
-    """The ring overflows now and then: all is compared, and what was read lately block by block."""
+    """The ring overflows now and then, and it is known, or not, of which inodes records were lost."""
     refusals: bool = False
     """Now and then the replica cannot take a step."""
     exclude: tuple[str, ...] = ()
@@ -130,8 +130,13 @@ class Run:
                 self._judge()
             case "gap":
                 if self.scope.gaps:
+                    lost = [record.id for record in self.world.bytes]
+                    lost += [node.id for node in rng.sample(self.world.files(), min(2, len(self.world.files())))]
                     self.world.bytes.clear()
-                    sender.records_lost()
+                    if rng.random() < 0.7:
+                        sender.inodes_lost(lost)
+                    else:
+                        sender.records_lost()
                     self.shipped.clear()
             case "overflow":
                 if self.scope.overflows:
@@ -374,7 +379,7 @@ _MIX = {
     "overflow": 1,
     "compare": 5,
     "judge": 8,
-    "gap": 1,
+    "gap": 6,
     "heir": 3,
     "survey": 6,
     "write": 4,

@@ -159,34 +159,6 @@ def unheld_bytes() -> Any:
     return _patch(Doubts, "__contains__", lambda doubts, id: False)
 
 
-@contextmanager
-def unflushed_comparison() -> Iterator[None]:
-    """A file is compared while its folios can be stored to without a fault."""
-    compare = Sender.compare_content
-
-    def dirty(sender: Sender) -> None:
-        with _patch(World, "clean", lambda *_: None):
-            compare(sender)
-
-    with _patch(Sender, "compare_content", dirty):
-        yield
-
-
-def forgotten_doubt() -> Any:
-    """A comparison that was cut off is not made again."""
-
-    def clear(doubts: Doubts) -> list[Owed]:
-        owed = list(doubts.owed())
-        for each in owed:
-            each.deep = each.check = False
-        doubts._asked.clear()
-        doubts._waiting.clear()
-        doubts._compared.clear()
-        return owed
-
-    return _patch(Doubts, "clear", clear)
-
-
 def trusted_times() -> Any:
     """After a gap, size and times are believed."""
 
@@ -207,7 +179,5 @@ MUTANTS = [
     Mutant("mappings are not flushed before the read", unflushed_mappings),
     Mutant("a live inode is given up at once", impatience),
     Mutant("bytes are sent while the content is compared", unheld_bytes, Scope(gaps=True)),
-    Mutant("mappings are not flushed before the comparison", unflushed_comparison, Scope(gaps=True)),
-    Mutant("a comparison that was cut off is forgotten", forgotten_doubt, Scope(gaps=True)),
     Mutant("times are believed after a gap", trusted_times, Scope(gaps=True)),
 ]

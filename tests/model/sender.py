@@ -330,6 +330,8 @@ class Sender:
             self._token = None
 
     def _load_stamps(self) -> None:
+        self.world.sync()
+        self.outbox.outsiders.remember()
         differences = Differences(0, *self.memory.store.stamps(0))
         self.survey.append(lambda: self._scan(differences))
 
@@ -513,11 +515,22 @@ class Sender:
             self.calls.meanwhile()
             self.questions.append(Content(owed, bytes(node.data)))
 
+    def inodes_lost(self, ids: Sequence[FileId]) -> None:
+        """The ring overflowed, and it is known whose records did not fit."""
+        members = [id for id in dict.fromkeys(ids) if self.outbox.index.is_member(id)]
+        self.journal.marks((Doubt(id) for id in members), self.now)
+        for id in ids:
+            if id in members:
+                self.outbox.suspicion.doubt(id, self.now, lost=True)
+            else:
+                self.outbox.outsiders.note(id)
+
     def records_lost(self) -> None:
         """The ring overflowed: nobody knows what was written."""
         doubtful = self.outbox.suspicion.since(0)
         self.journal.marks([Overflow(), *(Doubt(id) for id in doubtful)], self.now)
         self.outbox.suspicion.distrust(doubtful, self.now, content=True)
+        self.outbox.outsiders.forget()
         self.begin_survey()
 
     def disconnected(self, unanswered: Sequence[Question]) -> None:

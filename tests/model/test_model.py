@@ -50,7 +50,7 @@ def test_the_runs_are_of_substance() -> None:
     merged = crashes = 0
     for seed in range(300):
         trace: list[str] = []
-        run = Run(seed, Scope(), trace)
+        run = Run(seed, Scope(gaps=True), trace)
         run.go()
         merged += run.world.merged
         crashes += run.receiver.crashes
