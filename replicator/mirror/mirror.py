@@ -294,6 +294,9 @@ class Mirror:
             if rebooted:
                 recovery.after_power_cut()
             else:
+                if intents:  # nobody knows any more which bytes are not on the disk: now all are
+                    with contextlib.suppress(OSError):  # the next durable cycle says so
+                        syscalls.syncfs(self._ground.root_fd)
                 recovery.after_kill()
             for directory in recovery.disturbed():
                 with contextlib.suppress(OSError, AstrayError):
