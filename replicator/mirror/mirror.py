@@ -24,6 +24,7 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+from replicator import syscalls
 from replicator.errors import EnvironmentFault, RefusedError
 from replicator.host import boot_id, is_within
 from replicator.mirror import attributes, root, witness
@@ -331,6 +332,9 @@ class Mirror:
             else:
                 torn = max((intent.epoch for intent in intents if intent.epoch > self.durable_epoch), default=0)
                 if not rebooted:
+                    if intents:  # nobody knows any more which bytes are not on the disk: now all are
+                        with contextlib.suppress(OSError):  # all that is not durable is sent and written once more
+                            syscalls.syncfs(self._ground.root_fd)
                     recovery.after_kill()
                 elif recovery.after_power_cut():
                     torn = max(torn, self.durable_epoch + 1)

@@ -11,12 +11,13 @@ import errno
 import os
 
 from replicator import syscalls
+from replicator.mirror.durability import write_out
 from replicator.mirror.foreign import Foreign
-from replicator.mirror.ground import AstrayError, Ground
+from replicator.mirror.ground import AstrayError, Ground, open_beneath
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
 from replicator.mirror.steps import LIMBO, Create, Exchange, Link, Naming, Rename, Rmdir, Step, Unlink
-from replicator.model import FileId, Slot
+from replicator.model import FileId, Kind, Slot
 
 
 class SkippedError(Exception):
@@ -93,7 +94,7 @@ class NamingSteps:
         try:
             self._renameat(source, target, syscalls.RENAME_NOREPLACE)
         except FileExistsError:
-            self._swap_out(source, target)
+            self._swap_out(id, source, target)
             self._inventory.take(step)
             self._foreign.purge_place(source)
             return
@@ -109,7 +110,7 @@ class NamingSteps:
                 self._limbo.ensure()
                 spare = self._limbo.spare()
                 self._linkat(source, spare)
-                self._swap_out(spare, target)
+                self._swap_out(id, spare, target)
                 self._foreign.purge_place(spare)
         self._inventory.take(step)
 
@@ -128,7 +129,7 @@ class NamingSteps:
         if self._ground.at(target) is None:
             self._renameat(source, target, syscalls.RENAME_NOREPLACE)
         else:
-            self._swap_out(source, target)
+            self._swap_out(id, source, target)
         self._inventory.unbind(target, keep=True)
         self._inventory.take(Rename(id, source, target))
         self._foreign.purge_place(source)
@@ -158,8 +159,18 @@ class NamingSteps:
         self._ground.let_go(step.id)
         self._inventory.take(step)
 
-    def _swap_out(self, source: Slot, target: Slot) -> None:
-        """Exchange ours with the foreign entry at `target`, which lies at `source` then."""
+    def _swap_out(self, id: FileId, source: Slot, target: Slot) -> None:
+        """Exchange ours with the foreign entry at `target`, which lies at `source` then.
+
+        That may be durable, and what somebody was promised: an epoch that a power cut undid in the inventory only.
+        """
+        record = self._inventory.record(id)
+        if record is not None and record.kind is Kind.FILE:
+            fd = open_beneath(self._ground.directory(source.parent), source.name, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                write_out([fd], self._ground.fstype)
+            finally:
+                os.close(fd)
         try:
             self._renameat(source, target, syscalls.RENAME_EXCHANGE)
         except OSError as error:

@@ -244,7 +244,7 @@ class Recovery:
                 return
             self._inventory.put(id, replace(record, suspect=True))
         if record.complete and status.st_size == record.size and record.mtime_ns != -1:
-            # Times are set after the data is synced, and not synced themselves; nor are those of an earlier recovery.
+            # Times are set after the data is synced, not synced themselves; nor were those that a recovery set.
             entry = open_beneath(fd, name, os.O_PATH)
             try:
                 attributes.set_time(entry, record.mtime_ns)

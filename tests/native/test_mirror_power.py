@@ -223,3 +223,28 @@ def test_times_are_right_after_one_power_cut_and_after_another(replica: Replica)
     assert replica.world.differences(str(replica.root)) == []
     replica.power_cut(committed=False)
     assert replica.world.differences(str(replica.root)) == []
+
+
+def test_what_an_undone_epoch_left_under_a_name_gives_way_to_bytes_only(replica: Replica) -> None:
+    world = replica.world
+    new = world.make(ROOT, b"file", content=NEW)
+    facts: dict[Slot, FileId | None] = {Slot(ROOT, b"file"): new}
+    world.tell(replica.mirror, facts, [world.fact(new)], [replica.file])
+    replica.power_cut()
+    world.tell(replica.mirror, facts, [world.fact(new)], [replica.file])
+    assert replica.content_after_a_power_cut() in (OLD, NEW)
+
+
+def test_bytes_of_a_receiver_that_was_killed_are_on_the_disk_before_they_take_a_name(replica: Replica) -> None:
+    world = replica.world
+    new = world.make(ROOT, b"temporary", content=NEW)
+    world.tell(replica.mirror, {Slot(ROOT, b"temporary"): new}, [world.fact(new)])
+    make_durable(replica.mirror)
+    world.inodes[new].content = OLD[:7] + NEW
+    world.tell(replica.mirror, {}, [world.fact(new, whole=False, lowest=None)])
+    replica.mirror.abandon()
+    replica.mirror = Mirror.open(replica.root, replica.outlet.point / "state", False)
+    replica.mirror.begin("source", ROOT, 1)
+    names: dict[Slot, FileId | None] = {Slot(ROOT, b"temporary"): None, Slot(ROOT, b"file"): new}
+    world.tell(replica.mirror, names, [], [replica.file])
+    assert replica.content_after_a_power_cut() in (OLD, OLD[:7] + NEW)
