@@ -59,17 +59,33 @@ class HeldDeletions:
         """Judge what has died. To be called before the deaths are queued, and after their slots."""
         if self.limit is None:
             return
-        groups: list[list[FileId]] = []
+        groups: dict[FileId, list[FileId]] = {}
+        top: FileId | None = None
         for id, _ in changes.dead:
-            if id in changes.tops or not groups:
-                groups.append([])
-            groups[-1].append(id)
-        for group in groups:
-            top = group[0]
-            gone = any(self._index.get(slot) is None for slot in self._naming.leaving(top))
-            # A directory does not go before what was in it: that would go with it.
-            full = any(self.undecided(id) for id in self._naming.left(top))
-            if gone and not self._ask(top, len(group), now, hold=full):
+            if top is None or id in changes.tops:
+                top = id
+            groups.setdefault(top, []).append(id)
+        for top in list(groups):
+            self._judge(top, groups, now)
+
+    def _judge(self, outermost: FileId, groups: dict[FileId, list[FileId]], now: int) -> None:
+        """Take such a group, and before it those of what was in it, out of `groups`; those that may not go are held.
+
+        A directory does not go before what was in it: that would go with it.
+        """
+        pending, opened = [outermost], set[FileId]()
+        while pending:
+            top = pending[-1]
+            left = self._naming.left(top)
+            if top in groups and top not in opened:
+                opened.add(top)
+                pending += [id for id in left if id in groups and id not in opened]
+                continue
+            pending.pop()
+            group = groups.pop(top, None)
+            if group is None or all(self._index.get(slot) is not None for slot in self._naming.leaving(top)):
+                continue
+            if not self._ask(top, len(group), now, hold=any(map(self.undecided, left))):
                 self._below[top] = dict.fromkeys(group)
                 self._dead.update(dict.fromkeys(group, top))
 

@@ -24,6 +24,9 @@ class Naming:
         self._generations = generations
         self._slots: dict[Slot, Due] = {}
         self._leaving: dict[FileId, set[Slot]] = {}
+        """By who was in them."""
+        self._emptied: dict[FileId, set[Slot]] = {}
+        """By their directory, those that somebody was in."""
         self._free: dict[Slot, None] = {}
         """Queued slots that are not known to wait for anything."""
         self._waiting: dict[FileId, set[Slot]] = {}
@@ -38,6 +41,7 @@ class Naming:
         before = self._slots[slot].before
         if before is not None:
             self._leaving.setdefault(before, set()).add(slot)
+            self._emptied.setdefault(slot.parent, set()).add(slot)
 
     def queue_dead(self, id: FileId, due: Due) -> None:
         """Give the inode up."""
@@ -78,17 +82,16 @@ class Naming:
             taken[slot] = due
             del self._slots[slot]
             if due.before is not None:
-                left = self._leaving[due.before]
-                left.discard(slot)
-                if not left:
-                    del self._leaving[due.before]
+                for by, key in ((self._leaving, due.before), (self._emptied, slot.parent)):
+                    by[key].discard(slot)
+                    if not by[key]:
+                        del by[key]
         return taken
 
-    def left(self, directory: FileId) -> Iterator[FileId]:
+    def left(self, directory: FileId) -> list[FileId]:
         """Who was in slots of a directory that are still to be told."""
-        for slot, due in self._slots.items():
-            if slot.parent == directory and due.before is not None:
-                yield due.before
+        befores = (self._slots[slot].before for slot in self._emptied.get(directory, ()))
+        return [before for before in befores if before is not None]
 
     def leaving(self, id: FileId) -> set[Slot]:
         """The slots that it was in and that are still to be told."""
