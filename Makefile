@@ -52,6 +52,10 @@ bench: $(RUN_STAMP) ## measure lag and rates over loopback, of trace, of scans, 
 	$(AS_ROOT) $(PYTHON) bench/writer.py
 	$(AS_ROOT) $(PYTHON) bench/scan.py
 
+.PHONY: bench-gap
+bench-gap: $(RUN_STAMP) $(TEST_STAMP) ## a million files of which 120 changed while nothing ran: found and replicated, beside rsync (root)
+	$(AS_ROOT) $(PYTHON) bench/gap.py
+
 .PHONY: lint
 lint: $(DEV_STAMP) ## ruff and mypy --strict
 	$(VENV)/bin/ruff check .
