@@ -69,7 +69,8 @@ class Answers:
                 names = self._mirror.inspection.names(directory)
             except (OSError, KeyError):
                 continue  # not here (any more): its facts are on their way
-            if names_digest((name, self._mirror.bound(Slot(directory, name))) for name in names) == digest:
+            known = self._mirror.children(directory)
+            if names_digest((name, known.get(name)) for name in names) == digest:
                 continue
             differing.append((directory.text(), [name.decode("latin-1") for name in names]))
         return {"directories": differing}

@@ -10,32 +10,41 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
+import click
 import orjson
-import typer
 
 from replicator import __version__
 from replicator.config import STATE, ReceiveOptions, SendOptions
 from replicator.errors import EnvironmentFault, RsyncfsError, UsageError
 from replicator.observe.log import configure, printable
 
-app = typer.Typer(
-    name="rsyncfs",
-    help="Keep a live copy of a directory tree on another host by shipping only the bytes that changed.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-StateOption = Annotated[Path, typer.Option("--state", metavar="DIR", help="The sender's state directory.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-MetricsOption = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve /metrics there.")]
-CertificateOption = Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="This side's certificate.")]
-KeyOption = Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")]
-AuthorityOption = Annotated[str | None, typer.Option("--tls-ca", metavar="FILE", help="Who signs the other side's.")]
+_DIRECTORY = click.Path(path_type=Path)
 _SEND_STATE = STATE / "send"
+
+
+@click.group(context_settings={"show_default": True, "max_content_width": 100})
+@click.version_option(__version__, prog_name="rsyncfs", message="%(prog)s %(version)s", help="Print the version.")
+def app() -> None:
+    """Keep a live copy of a directory tree on another host by shipping only the bytes that changed."""
+
+
+_state = click.option(
+    "--state", metavar="DIR", type=_DIRECTORY, default=_SEND_STATE, help="The sender's state directory."
+)
+_json = click.option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object.")
+_metrics = click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics there.")
+
+
+def _tls(command: Callable[..., None]) -> Callable[..., None]:
+    for name, text in (
+        ("--tls-ca", "Who signs the other side's."),
+        ("--tls-key", "Its private key."),
+        ("--tls-cert", "This side's certificate."),
+    ):
+        command = click.option(name, metavar="FILE", help=text)(command)
+    return command
 
 
 class _Daemon(Protocol):
@@ -50,15 +59,21 @@ class _Daemon(Protocol):
 
 
 @app.command()
+@click.option("--root", metavar="DIR", type=_DIRECTORY, required=True, help="The replica's directory.")
+@click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:7410")
+@click.option("--state", metavar="DIR", type=_DIRECTORY, default=STATE / "receive")
+@_metrics
+@click.option("--adopt", is_flag=True, show_default=False, help="Take a directory that already has files in it.")
+@_tls
 def receive(
-    root: Annotated[Path, typer.Option("--root", metavar="DIR", help="The replica's directory.")],
-    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT")] = "127.0.0.1:7410",
-    state: Annotated[Path, typer.Option("--state", metavar="DIR")] = STATE / "receive",
-    metrics: MetricsOption = None,
-    adopt: Annotated[bool, typer.Option("--adopt", help="Take a directory that already has files in it.")] = False,
-    tls_cert: CertificateOption = None,
-    tls_key: KeyOption = None,
-    tls_ca: AuthorityOption = None,
+    root: Path,
+    listen: str,
+    state: Path,
+    metrics: str | None,
+    adopt: bool,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_ca: str | None,
 ) -> None:
     """Receive a replica into a directory."""
     from replicator.link.address import parse_address
@@ -74,36 +89,42 @@ def receive(
 
 
 @app.command()
+@click.argument("source", metavar="SRC", type=_DIRECTORY)
+@click.argument("address", metavar="HOST:PORT")
+@click.option("--state", metavar="DIR", type=_DIRECTORY, default=_SEND_STATE)
+@_metrics
+@click.option("--sensor", metavar="auto|vfs|tracepoint", default="auto")
+@click.option("--scan", metavar="auto|walk", default="auto", help="How to find what changed while nothing watched.")
+@click.option("--exclude", metavar="PATTERN", multiple=True, help="In gitignore syntax; may be repeated.")
+@click.option("--max-delete", metavar="N", type=click.IntRange(min=0), help="Hold deletions of more names in a minute.")
+@click.option("--scrub", metavar="DURATION", help="Compare both sides every so often, and mend: 24h, 7d, ...")
+@click.option("--scrub-rate", metavar="BYTES", default="20M", help="What a scrub reads each second: 20M, 1G, ...")
+@_tls
+@click.option(
+    "--detach-hooks",
+    is_flag=True,
+    show_default=False,
+    help="Leave nothing in the kernel when stopped: the next start compares.",
+)
+@click.option("--ring-bytes", type=int, hidden=True)
+@click.option("--lost-inodes", type=int, hidden=True)
 def send(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="The directory to replicate.")],
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the receiver listens.")],
-    state: Annotated[Path, typer.Option("--state", metavar="DIR")] = _SEND_STATE,
-    metrics: MetricsOption = None,
-    sensor: Annotated[str, typer.Option("--sensor", metavar="auto|vfs|tracepoint")] = "auto",
-    scan: Annotated[
-        str, typer.Option("--scan", metavar="auto|walk", help="How to find what changed while nothing watched.")
-    ] = "auto",
-    exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="In gitignore syntax; may be repeated.")
-    ] = None,
-    max_delete: Annotated[
-        int | None, typer.Option("--max-delete", metavar="N", min=0, help="Hold deletions of more names in a minute.")
-    ] = None,
-    scrub: Annotated[
-        str | None,
-        typer.Option("--scrub", metavar="DURATION", help="Compare both sides every so often, and mend: 24h, 7d, ..."),
-    ] = None,
-    scrub_rate: Annotated[
-        str, typer.Option("--scrub-rate", metavar="BYTES", help="What a scrub reads each second: 20M, 1G, ...")
-    ] = "20M",
-    tls_cert: CertificateOption = None,
-    tls_key: KeyOption = None,
-    tls_ca: AuthorityOption = None,
-    detach_hooks: Annotated[
-        bool, typer.Option("--detach-hooks", help="Leave nothing in the kernel when stopped: the next start compares.")
-    ] = False,
-    ring_bytes: Annotated[int | None, typer.Option("--ring-bytes", hidden=True)] = None,
-    lost_inodes: Annotated[int | None, typer.Option("--lost-inodes", hidden=True)] = None,
+    source: Path,
+    address: str,
+    state: Path,
+    metrics: str | None,
+    sensor: str,
+    scan: str,
+    exclude: tuple[str, ...],
+    max_delete: int | None,
+    scrub: str | None,
+    scrub_rate: str,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_ca: str | None,
+    detach_hooks: bool,
+    ring_bytes: int | None,
+    lost_inodes: int | None,
 ) -> None:
     """Replicate a directory to a receiver, live. When it stops, its hooks stay for the next start; see unhook."""
     from replicator.link.address import parse_address, resolve
@@ -125,7 +146,7 @@ def send(
         metrics,
         sensor,
         scan,
-        tuple(exclude or ()),
+        exclude,
         max_delete,
         files,
         detach_hooks,
@@ -139,10 +160,9 @@ def send(
 
 
 @app.command()
-def wait(
-    state: StateOption = _SEND_STATE,
-    timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", min=0)] = None,
-) -> None:
+@_state
+@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0))
+def wait(state: Path, timeout: float | None) -> None:
     """Wait until every change made before now is durable on the replica; 1 when the time is up."""
     from replicator.observe.control import ask
 
@@ -150,14 +170,16 @@ def wait(
         for answer in ask(state, {"op": "wait"}, timeout):
             _raise_error(answer)
     except TimeoutError:
-        typer.echo(
+        click.echo(
             f"not everything was durable on the replica within {timeout:g} seconds; see rsyncfs status", err=True
         )
-        raise typer.Exit(1) from None
+        sys.exit(1)
 
 
 @app.command()
-def status(state: StateOption = _SEND_STATE, json: JsonOption = False) -> None:
+@_state
+@_json
+def status(state: Path, as_json: bool) -> None:
     """Show what the running sender (or, with its state directory, receiver) is doing."""
     from replicator.observe.control import ask
     from replicator.observe.status import render
@@ -165,47 +187,50 @@ def status(state: StateOption = _SEND_STATE, json: JsonOption = False) -> None:
     for answer in ask(state, {"op": "status"}, 10):
         _raise_error(answer)
         answer.pop("done", None)
-        typer.echo(orjson.dumps(answer).decode() if json else render(answer))
+        click.echo(orjson.dumps(answer).decode() if as_json else render(answer))
 
 
 @app.command()
-def verify(
-    state: StateOption = _SEND_STATE,
-    json: JsonOption = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what is different, and compare that again.")] = False,
-) -> None:
+@_state
+@_json
+@click.option("--repair", is_flag=True, show_default=False, help="Mend what is different, and compare that again.")
+def verify(state: Path, as_json: bool, repair: bool) -> None:
     """Compare both sides; 0 if they are identical (with --repair: now), 1 if not, with each difference listed."""
     from replicator.observe.control import ask
     from replicator.verify.report import Report
 
-    report = Report(json=json, repair=repair)
+    report = Report(json=as_json, repair=repair)
     for answer in ask(state, {"op": "verify", "repair": repair}):
         _raise_error(answer)
         report.take(answer)
-    raise typer.Exit(0 if report.good else 1)
+    sys.exit(0 if report.good else 1)
 
 
 @app.command()
-def doctor(json: JsonOption = False) -> None:
+@_json
+def doctor(as_json: bool) -> None:
     """Show what this kernel offers, which sensor would be used, and what is missing."""
     from replicator.doctor import examine, render
 
     report = examine()
-    typer.echo(orjson.dumps(report).decode() if json else render(report))
-    raise typer.Exit(0 if report["usable"] else 3)
+    click.echo(orjson.dumps(report).decode() if as_json else render(report))
+    sys.exit(0 if report["usable"] else 3)
 
 
 @app.command()
-def trace(path: Annotated[Path, typer.Argument(metavar="PATH")], json: JsonOption = False) -> None:
+@click.argument("path", metavar="PATH", type=_DIRECTORY)
+@_json
+def trace(path: Path, as_json: bool) -> None:
     """Show the live write ranges under a directory: file, offset, length, process."""
     from replicator.trace.tracer import Tracer
 
     _as_root()
-    _serve(Tracer(path.absolute(), as_json=json), None, None, lambda: None)
+    _serve(Tracer(path.absolute(), as_json=as_json), None, None, lambda: None)
 
 
 @app.command()
-def unhook(state: StateOption = _SEND_STATE) -> None:
+@_state
+def unhook(state: Path) -> None:
     """Remove the hooks that a stopped sender left in the kernel."""
     from replicator.keeper.hooks import unhook as remove
 
@@ -214,23 +239,14 @@ def unhook(state: StateOption = _SEND_STATE) -> None:
 
 
 @app.command()
-def demo(
-    seconds: Annotated[int, typer.Option("--seconds", metavar="N", min=1, max=3600)] = 10, json: JsonOption = False
-) -> None:
+@click.option("--seconds", metavar="N", type=click.IntRange(1, 3600), default=10)
+@_json
+def demo(seconds: int, as_json: bool) -> None:
     """Run both ends on loopback with a mixed workload, show live lag, and verify the result."""
     from replicator.demo import Demo
 
     _as_root()
-    raise typer.Exit(Demo(seconds, as_json=json).run())
-
-
-@app.callback(invoke_without_command=True)
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
-        typer.echo(f"rsyncfs {__version__}")
-        raise typer.Exit(0)
+    sys.exit(Demo(seconds, as_json=as_json).run())
 
 
 def _as_root() -> None:
@@ -278,7 +294,7 @@ def main() -> None:
     sys.setswitchinterval(0.0005)  # a thread that waits for the interpreter waits for half a millisecond at most
     try:
         configure()
-        app(standalone_mode=True)
+        app(prog_name="rsyncfs")
     except UsageError as error:
         _fail(error, UsageError.exit_code)
     except RsyncfsError as error:

@@ -18,7 +18,7 @@ from typing import Final
 from replicator.capture import bpf
 from replicator.capture.btf import Btf
 from replicator.capture.commands import Command
-from replicator.capture.compile import compiled
+from replicator.capture.compile import compiled, kernel_types
 from replicator.capture.event import Events
 from replicator.capture.headers import CACHE
 from replicator.capture.keeping import Keeping
@@ -51,7 +51,7 @@ class BpfSensor(ABC):
 
     `ring_bytes` is the ring's size (a power of two, at least a page), `lost_inodes` how many inodes can be remembered
     by name when it overflows; `tracing`: for `trace`, see `select_sensor`; `keeping`: where hooks are to outlive the
-    process.
+    process; `types`: the kernel's, with those of the filesystem's module, if the caller has them.
     """
 
     tells_names = False
@@ -66,6 +66,7 @@ class BpfSensor(ABC):
         *,
         tracing: bool = False,
         keeping: Keeping | None = None,
+        types: Btf | None = None,
     ) -> None:
         if ring_bytes < os.sysconf("SC_PAGE_SIZE") or ring_bytes & (ring_bytes - 1):
             raise ValueError("the ring's size must be a power of two and at least a page")
@@ -75,6 +76,7 @@ class BpfSensor(ABC):
         self._cache = cache
         self._tracing = tracing
         self._keeping = keeping
+        self._types = types
         self._build: Build | None = None
         self._program: Program | None = None
         self._readings: Readings | None = None
@@ -106,6 +108,11 @@ class BpfSensor(ABC):
             return self.coverage()
         finally:
             self.close()
+
+    def _kernel_types(self, fstype: str) -> Btf:
+        """Of the kernel and the filesystem's module; those that the constructor got are given away."""
+        types, self._types = self._types, None
+        return types or kernel_types((fstype, "iomap"))
 
     @abstractmethod
     def _prepare(self, source: Watched, *, attach: bool) -> None:

@@ -40,8 +40,9 @@ def select_sensor(
     if refusal is not None:
         raise EnvironmentFault(refusal)
     sizes = (ring_bytes or RING_BYTES, lost_inodes or LOST_INODES)
-    if wanted == "vfs" or (wanted == "auto" and vfs.mechanisms(kernel_types()).usable):
+    types = kernel_types((fstype, "iomap"))
+    if wanted == "vfs" or (wanted == "auto" and vfs.mechanisms(types).usable):
         vfs.check(fstype)
-        return VfsSensor(*sizes, tracing=tracing, keeping=keeping)
+        return VfsSensor(*sizes, tracing=tracing, keeping=keeping, types=types)
     tracepoint.families_of(fstype)
-    return TracepointSensor(*sizes, tracing=tracing, keeping=keeping)
+    return TracepointSensor(*sizes, tracing=tracing, keeping=keeping, types=types)

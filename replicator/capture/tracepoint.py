@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from replicator.capture.bpf_sensor import BpfSensor
 from replicator.capture.btf import Btf
-from replicator.capture.compile import kernel_types
 from replicator.capture.sensor import Coverage, Watched
 from replicator.errors import EnvironmentFault
 
@@ -69,7 +68,7 @@ class TracepointSensor(BpfSensor):
 
     def _prepare(self, source: Watched, *, attach: bool) -> None:
         families_of(source.fstype)
-        types = kernel_types((source.fstype, "iomap"))
+        types = self._kernel_types(source.fstype)
         self._besides = attributes_by_modify(source.fstype, types)
         self._load(source, families_on(source.fstype, types), types, attach=attach)
         program = self._attached()

@@ -14,7 +14,6 @@ from typing import Final
 from replicator.capture import bpf, tracepoint
 from replicator.capture.bpf_sensor import TYPES, BpfSensor
 from replicator.capture.btf import Btf
-from replicator.capture.compile import kernel_types
 from replicator.capture.layout import FunctionHook
 from replicator.capture.probes import Probes, probes_refusal
 from replicator.capture.sensor import Coverage, Watched
@@ -95,7 +94,7 @@ class VfsSensor(BpfSensor):
     """A `Sensor` over functions of the kernel."""
 
     def _prepare(self, source: Watched, *, attach: bool) -> None:
-        types = kernel_types((source.fstype, "iomap"))
+        types = self._kernel_types(source.fstype)
         families = families_of(source.fstype, types)
         offered = mechanisms(types)
         if not offered.usable:

@@ -274,9 +274,9 @@ class Mirror:
         """Which inode of the source one of the replica's is; None if it is foreign."""
         return self._inventory.by_handle(handle)
 
-    def bound(self, place: Slot) -> FileId | None:
-        """Which known inode a name means; None if none."""
-        return self._inventory.bound(place)
+    def children(self, directory: FileId) -> dict[bytes, FileId]:
+        """The names in a directory that mean known inodes."""
+        return dict(self._inventory.children(directory))
 
     def remove_extra(self, id: FileId, name: bytes) -> str | None:
         """Remove such a name with all that is beneath it; nothing that is known is destroyed. Why not, if not."""

@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS stamps (
 """
 _KINDS: Final = tuple(Kind)
 _NUMBERS: Final = {kind: number for number, kind in enumerate(_KINDS)}
-_PAGES: Final = 512
+_PAGES: Final = 64
 """Of stamps that are read at once."""
 _CACHE: Final = "PRAGMA cache_size=-8192"  # KiB
 
@@ -57,10 +57,9 @@ def key_of(id: FileId) -> bytes:
 
 def id_of(key: bytes) -> FileId:
     """Read `key_of` back."""
-    split, end = 1 + (key[0] >> 4), len(key) - 4
-    return FileId(
-        0, int.from_bytes(key[split:end], "big"), int.from_bytes(key[1:split], "big"), int.from_bytes(key[end:], "big")
-    )
+    # Directories of thousands of names are read with it.
+    number, ino, root = int.from_bytes(key, "big"), (key[0] >> 4) * 8, (key[0] & 15) * 8
+    return FileId(0, number >> 32 & (1 << root) - 1, number >> 32 + root & (1 << ino) - 1, number & 0xFFFFFFFF)
 
 
 @dataclass(slots=True)

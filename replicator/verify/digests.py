@@ -23,7 +23,5 @@ def xattrs_digest(xattrs: Mapping[bytes, bytes], *, labelled: bool) -> str:
 
 def names_digest(names: Iterable[tuple[bytes, FileId | None]]) -> str:
     """One hash of a directory's names and what they mean; both sides make the same of the same."""
-    digest = xxhash.xxh3_128()
-    for name, id in sorted(names):
-        digest.update(name + b"/" + (b"" if id is None else id.text().encode()) + b"/")
-    return digest.hexdigest()
+    text = [name + b"/" + (b"" if id is None else id.text().encode()) + b"/" for name, id in sorted(names)]
+    return xxhash.xxh3_128_hexdigest(b"".join(text))

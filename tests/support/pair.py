@@ -23,8 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from typer.main import get_command
-
 from replicator.cli import app
 from replicator.errors import EnvironmentFault, RsyncfsError
 from tests.support import metrics
@@ -39,9 +37,6 @@ READY_SECONDS = 60.0
 WAIT_SECONDS = 30.0
 STOP_SECONDS = 15.0
 SENSOR = os.environ.get("RSYNCFS_TEST_SENSOR", "auto")
-
-_cli = get_command(app)
-"""Made once: making it takes as long as running it."""
 
 started: list[Process] = []
 """Every process that the running test has started or found running, for a failure's report."""
@@ -104,7 +99,7 @@ def _within(*words: str) -> tuple[int, str]:
     code: object = 0
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            _cli.main(list(words), prog_name="rsyncfs")
+            app.main(list(words), prog_name="rsyncfs")
         except SystemExit as end:
             code = end.code
         except RsyncfsError as error:

@@ -18,8 +18,8 @@ from tests.unit.capture.made_btf import kernel
 class Loading(VfsSensor):
     """Records what would be loaded, on a kernel that refuses the functions of some families."""
 
-    def __init__(self, refused: set[str]) -> None:
-        super().__init__()
+    def __init__(self, refused: set[str], types: Btf) -> None:
+        super().__init__(types=types)
         self.refused = refused
         self.loads: list[tuple[set[str], bool]] = []
 
@@ -37,10 +37,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch, *refused: str) -> Loading:
     maker = kernel()
     for name in NEWER:
         maker.tracepoint(name)
-    types = Btf(maker.blob())
-    monkeypatch.setattr(vfs, "kernel_types", lambda modules: types)
     monkeypatch.setattr(vfs, "mechanisms", lambda types: Mechanisms(None, "no probes here"))
-    sensor = Loading(set(refused))
+    sensor = Loading(set(refused), Btf(maker.blob()))
     sensor._prepare(Filesystem("ext4", 1), attach=True)
     return sensor
 
