@@ -54,7 +54,7 @@ def survey(source: SourceRoot, store: IndexStore, how: str) -> Findings:
     started = time.monotonic()
     syscalls.syncfs(source.read_fd)
     found = Findings()
-    by_root = {root: Differences(root, *store.stamps(root)) for root in store.roots()}
+    by_root = {root: Differences(store.stamps(root)) for root in store.roots()}
     since = (store.meta("since") or None) if how == "auto" else None
     rows = scan(source, how, since)
     for batch in rows:

@@ -24,7 +24,7 @@ from replicator.errors import EnvironmentFault
 from replicator.scan.device import open_device
 from replicator.scan.ext2fs import Run, read_layout
 from replicator.scan.ext4_table import Decoded, decode
-from replicator.scan.row import BATCH, Numbers, Rows
+from replicator.scan.row import Numbers, Rows
 from replicator.tree.handles import SourceRoot
 
 PIECE: Final = 1 << 20
@@ -64,18 +64,12 @@ class Ext4Scan:
     def _batches(self, device: int) -> Iterator[Rows]:
         size = self._layout.inode_size
         buffer = np.empty(PIECE, np.uint8)
-        kept: list[Rows] = []
-        count = odd = 0
+        odd = 0
         for piece in self._fetched(device, pieces_of(self._layout.runs, PIECE // size, size)):
             decoded = self._read(device, piece, buffer)
             odd += decoded.odd
-            count += len(decoded.rows)
-            kept.append(decoded.rows)
-            if count >= BATCH:
-                yield np.concatenate(kept)
-                kept, count = [], 0
-        if count:
-            yield np.concatenate(kept)
+            if len(decoded.rows):
+                yield decoded.rows
         if odd:
             log.warning("%d inodes on the device of %s are damaged: check it (e2fsck)", odd, self._source.path)
 

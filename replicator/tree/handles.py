@@ -131,8 +131,8 @@ class SourceRoot:
             for entry in entries:
                 try:
                     self._prove(self.id_at(self.fd, os.fsencode(entry.name))[0])
-                except (FileNotFoundError, Stale):
-                    continue  # removed meanwhile
+                except (OSError, Stale):
+                    continue  # removed meanwhile, or damaged: that is for those who need it
                 return
 
     def _prove(self, id: FileId) -> None:

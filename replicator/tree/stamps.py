@@ -7,6 +7,7 @@ blobs, compared by numpy. Compares by inequality: a time that went back is a cha
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Sequence
 from stat import S_IFREG
 from typing import Final, NamedTuple
 
@@ -80,38 +81,62 @@ def cleared(rows: npt.NDArray[np.void], id: FileId) -> None:
         rows[at] = (0, NOTHING, 0, 0, 0)
 
 
+class Stamps:
+    """Many stamps, by column: of whole pages, in ascending order, each added once."""
+
+    def __init__(self, root: int, pages: int) -> None:
+        """Room for `pages`; all inodes lie in `root`."""
+        self.root = root
+        self.pages = np.empty(pages, np.uint64)
+        """Their numbers."""
+        self.columns = {name: np.empty(pages * PAGE, STAMP[name]) for name in STAMP.names or ()}
+        """Of all places of all pages."""
+        self._filled = 0
+
+    def add(self, pages: Sequence[int], blobs: Iterable[bytes]) -> None:
+        """The next pages, as they are stored."""
+        rows = np.frombuffer(b"".join(blobs), STAMP)
+        to = self._filled + len(pages)
+        self.pages[self._filled : to] = pages
+        for name, column in self.columns.items():
+            column[self._filled * PAGE : to * PAGE] = rows[name]
+        self._filled = to
+
+
 class Differences:
     """What a scan of all inodes finds changed since the replica got them."""
 
-    def __init__(self, root: int, pages: npt.NDArray[np.uint64], rows: npt.NDArray[np.void]) -> None:
-        """`pages`: numbers, ascending; `rows`: STAMP of shape (pages, PAGE). All inodes lie in `root`."""
-        self._root = root
-        self._pages = pages
-        self._rows = rows
-        self._met = np.zeros(rows.shape, np.bool_)
+    def __init__(self, stamps: Stamps) -> None:
+        self._root = stamps.root
+        self._pages = stamps.pages
+        columns = stamps.columns
+        self._gen, self._state, self._size = columns["gen"], columns["state"], columns["size"]
+        self._mtime, self._ctime = columns["mtime"], columns["ctime"]
+        self._met = np.zeros(len(self._gen), np.bool_)
 
     def changed(self, inodes: npt.NDArray[np.void]) -> list[FileId]:
         """Those of a scan's rows (scan.INODE) whose stamp is not theirs. Who has no stamp is passed over."""
-        if not len(self._pages):
+        if not len(self._pages) or not len(inodes):
             return []
         numbers = inodes["ino"] // PAGE
         # Runs of inodes in one page: only their first is searched for.
         starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
         lengths = np.diff(starts, append=len(numbers))
         found = np.minimum(np.searchsorted(self._pages, numbers[starts]), len(self._pages) - 1)
-        there = np.repeat(self._pages[found] == numbers[starts], lengths)
-        page = np.repeat(found, lengths)[there]
-        inodes = inodes[there]
-        place = (inodes["ino"] % PAGE).astype(np.intp)
-        stamps = self._rows[page, place]
-        same = (stamps["state"] != NOTHING) & (stamps["gen"] == inodes["gen"])
-        self._met[page[same], place[same]] = True
+        known = self._pages[found] == numbers[starts]
+        if not known.all():
+            inodes = inodes[np.repeat(known, lengths)]
+            found, lengths = found[known], lengths[known]
+        at = np.repeat(found * PAGE, lengths) + (inodes["ino"] % PAGE).astype(np.intp)
+        state = self._state[at]
+        same = (state != NOTHING) & (self._gen[at] == inodes["gen"])
+        self._met[at[same]] = True
         regular = inodes["mode"] & _TYPE == S_IFREG
         differ = (
-            (stamps["state"] == UNSURE)
-            | (stamps["ctime"] != inodes["ctime"])
-            | (stamps["mtime"] != inodes["mtime"])
-            | (regular & (stamps["size"] != inodes["size"]))
+            (state == UNSURE)
+            | (self._ctime[at] != inodes["ctime"])
+            | (self._mtime[at] != inodes["mtime"])
+            | (regular & (self._size[at] != inodes["size"]))
         )
         hits = inodes[same & differ]
         return [
@@ -120,14 +145,14 @@ class Differences:
 
     def missing(self) -> list[FileId]:
         """Those with a stamp that no row was about."""
-        return self._ids((self._rows["state"] != NOTHING) & ~self._met)
+        return self._ids((self._state != NOTHING) & ~self._met)
 
     def unsure(self) -> list[FileId]:
         """Those that no stamp can vouch for."""
-        return self._ids(self._rows["state"] == UNSURE)
+        return self._ids(self._state == UNSURE)
 
     def _ids(self, which: npt.NDArray[np.bool_]) -> list[FileId]:
-        page, place = np.nonzero(which)
-        numbers = (self._pages[page] * PAGE + place.astype(np.uint64)).tolist()
-        gens = self._rows["gen"][which].tolist()
+        (at,) = np.nonzero(which)
+        numbers = (self._pages[at // PAGE] * PAGE + (at % PAGE).astype(np.uint64)).tolist()
+        gens = self._gen[at].tolist()
         return [FileId(0, self._root, ino, gen) for ino, gen in zip(numbers, gens, strict=True)]

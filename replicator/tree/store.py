@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from replicator.model import FileId, Kind, Slot
-from replicator.tree.stamps import PAGE, STAMP, Stamp, cleared, is_there, place_of, size_in, stamped
+from replicator.tree.stamps import PAGE, STAMP, Stamp, Stamps, cleared, is_there, place_of, size_in, stamped
 
 log = logging.getLogger(__name__)
 
@@ -229,22 +228,17 @@ class IndexStore:
         """The filesystem roots (on btrfs; elsewhere 0) of which there are stamps."""
         return [int(root) for (root,) in self._reader.execute("SELECT DISTINCT root FROM stamps")]
 
-    def stamps(self, root: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.void]]:
-        """All stamps of a root: the numbers of their pages, ascending, and an array of STAMP of shape (pages, PAGE)."""
+    def stamps(self, root: int) -> Stamps:
+        """All stamps of a root."""
         db = self._connect()  # one look at one moment, also from another thread
         try:
             db.execute("BEGIN")
             (count,) = db.execute("SELECT count(*) FROM stamps WHERE root = ?", (root,)).fetchone()
-            pages = np.empty(count, np.uint64)
-            rows = np.empty((count, PAGE), STAMP)
+            stamps = Stamps(root, count)
             found = db.execute("SELECT page, rows FROM stamps WHERE root = ? ORDER BY page", (root,))
-            at = 0
             while some := found.fetchmany(_PAGES):
-                to = at + len(some)
-                pages[at:to] = [page for page, _ in some]
-                rows[at:to] = np.frombuffer(b"".join([blob for _, blob in some]), STAMP).reshape(-1, PAGE)
-                at = to
-            return pages, rows
+                stamps.add([page for page, _ in some], [blob for _, blob in some])
+            return stamps
         finally:
             db.close()
 

@@ -332,7 +332,7 @@ class Sender:
     def _load_stamps(self) -> None:
         self.world.sync()
         self.outbox.outsiders.remember()
-        differences = Differences(0, *self.memory.store.stamps(0))
+        differences = Differences(self.memory.store.stamps(0))
         self.survey.append(lambda: self._scan(differences))
 
     def _scan(self, differences: Differences) -> None:
