@@ -69,8 +69,7 @@ class Answers:
                 names = self._mirror.inspection.names(directory)
             except (OSError, KeyError):
                 continue  # not here (any more): its facts are on their way
-            known = self._mirror.children(directory)
-            if names_digest((name, known.get(name)) for name in names) == digest:
+            if names_digest(names.items()) == digest:
                 continue
             differing.append((directory.text(), [name.decode("latin-1") for name in names]))
         return {"directories": differing}

@@ -8,6 +8,7 @@ before is on disk. Gives everything back when it is closed: hooks stay for the n
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from replicator import syscalls
@@ -26,11 +27,16 @@ log = logging.getLogger(__name__)
 class Attachment:
     """Of one sender, which has its state directory locked."""
 
-    def __init__(self, options: SendOptions, source: SourceRoot) -> None:
-        """EnvironmentFault or UsageError if something is missing."""
+    def __init__(self, options: SendOptions, source: SourceRoot, unattended: Callable[[], None]) -> None:
+        """EnvironmentFault or UsageError if something is missing.
+
+        `unattended` is called as soon as it is known that no hooks are there: there will be a gap.
+        """
         with ExitStack() as stack:
             self.hooks = Hooks.open(options.state, source, detach=options.detach_hooks)
             stack.callback(self.hooks.close)
+            if not self.hooks.left_behind:
+                unattended()
             sensor = select_sensor(
                 options.sensor,
                 source.fstype,

@@ -19,7 +19,7 @@ import numpy as np
 from replicator import syscalls
 from replicator.errors import EnvironmentFault
 from replicator.model import FileId
-from replicator.scan import scan
+from replicator.scan import fetch_ahead, scan
 from replicator.source.outbox import Outbox
 from replicator.tree.handles import SourceRoot
 from replicator.tree.stamps import Differences
@@ -103,7 +103,7 @@ class Catchup:
         Of who is not in the index yet nothing is known: without `content`, what is in their files is.
         """
         self._hold()
-        self._steps.append(self._recent(list(self._outbox.index.changed()), content=content))
+        self._steps.append(self._recent(list(self._not_vouched_for()), content=content))
         self._outbox.news.doubting = True
         if self._surveying:  # it may have passed by what this one is about
             self._again = True
@@ -111,6 +111,16 @@ class Catchup:
         self._surveying = True
         source, store, how = self._source, self._store, self._how
         self._worker.submit(lambda: survey(source, store, how), self._surveyed)
+
+    def prepare(self) -> None:
+        """A survey is to be expected: begin to read what it needs."""
+
+        def read() -> None:
+            fetch_ahead(source, how)
+            store.preload()
+
+        source, store, how = self._source, self._store, self._how
+        self._worker.submit(read, lambda _: None)  # what went wrong, the survey will say
 
     def sweep(self) -> None:
         """Offer everything to the replica."""
@@ -167,6 +177,13 @@ class Catchup:
             self.survey()
         else:
             self._outbox.outsiders.remember()
+
+    def _not_vouched_for(self) -> Iterator[FileId]:
+        """Members that the index may not have as they are; the source itself is as good a member there as others."""
+        index = self._outbox.index
+        for id in index.changed():
+            if id != index.root or index.pending(id) or index.size(id) is None:
+                yield id
 
     def _recent(self, ids: list[FileId], *, content: bool, numbers: bool = False) -> Iterator[None]:
         for first in range(0, len(ids), STEP):

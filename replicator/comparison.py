@@ -7,7 +7,8 @@ there without a name. See docs/decisions/0009.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from replicator.link import inquiry
@@ -17,7 +18,9 @@ from replicator.tree.resolver import Due
 from replicator.verify.digests import names_digest
 
 DIRECTORIES = 500
-"""Directories in one request."""
+"""Directories that are asked about at a time."""
+NAMES = 8000
+"""Names in them, about, in one request: the receiver looks at some while others are gathered here."""
 
 Ask = Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None]
 """Have the receiver answer a request; the answer has an "error" if there is no session."""
@@ -54,11 +57,23 @@ class Comparison:
         if self._comparing or not self._outbox.unlisted:
             return
         self._comparing = self._outbox.unlisted.take(DIRECTORIES, time.monotonic_ns())
-        if self._comparing:
-            digests = [(id.text(), names_digest(self._outbox.index.children(id).items())) for id in self._comparing]
-            self._ask({"op": "names", "directories": digests}, self._names_compared)
+        digests: dict[FileId, str] = {}
+        names = 0
+        for id in list(self._comparing):
+            children = self._outbox.index.children(id)
+            digests[id] = names_digest(children.items())
+            names += len(children)
+            if names >= NAMES:
+                self._ask_about(digests)
+                digests, names = {}, 0
+        if digests:
+            self._ask_about(digests)
 
-    def _names_compared(self, body: dict[str, Any]) -> None:
+    def _ask_about(self, digests: dict[FileId, str]) -> None:
+        directories = [(id.text(), digest) for id, digest in digests.items()]
+        self._ask({"op": "names", "directories": directories}, partial(self._names_compared, digests))
+
+    def _names_compared(self, asked: Iterable[FileId], body: dict[str, Any]) -> None:
         lost = inquiry.refusal(body) is not None
         there = [] if lost else inquiry.directories(body)
         extra: dict[Slot, Due] = {}
@@ -72,12 +87,12 @@ class Comparison:
                     self._outbox.resolver.look(Slot(directory, name), now, due.generation, force=True)
         limit = self._outbox.deletions.limit
         if lost or not extra or limit is None:
-            self._compared(extra, lost=lost)
+            self._compared(asked, extra, lost=lost)
             return
         slots = [(slot.parent.text(), slot.name.decode("latin-1")) for slot in extra]
-        self._ask({"op": "beneath", "names": slots, "most": limit + 1}, lambda body: self._counted(extra, body))
+        self._ask({"op": "beneath", "names": slots, "most": limit + 1}, partial(self._counted, asked, extra))
 
-    def _counted(self, extra: dict[Slot, Due], body: dict[str, Any]) -> None:
+    def _counted(self, asked: Iterable[FileId], extra: dict[Slot, Due], body: dict[str, Any]) -> None:
         """How much each of those names is: what is too much is left on the replica."""
         lost = inquiry.refusal(body) is not None
         amounts = [] if lost else inquiry.numbers(body, len(extra))
@@ -88,10 +103,10 @@ class Comparison:
             if self._outbox.deletions.surplus(slot, names, held, now):
                 self._outbox.generations.release(held.generation)
                 few[slot] = due
-        self._compared(few, lost=lost)
+        self._compared(asked, few, lost=lost)
 
-    def _compared(self, extra: dict[Slot, Due], *, lost: bool) -> None:
-        compared, self._comparing = self._comparing, {}
+    def _compared(self, asked: Iterable[FileId], extra: dict[Slot, Due], *, lost: bool) -> None:
+        compared = {id: self._comparing.pop(id) for id in asked}
         now = time.monotonic_ns()
         if lost:  # asked again on the next connection
             for id, token in compared.items():

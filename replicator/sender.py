@@ -106,9 +106,6 @@ class Sender:
         self.own = OwnDirectories(self.source, options.source, options.state, self.exclude)
         self.own.leave_out()
         self.metrics = SenderMetrics()
-        attached = Attachment(options, self.source)
-        defer(attached.close)
-        self.hooks, self.sensor = attached.hooks, attached.sensor
         cgroups = Cgroups()
         defer(cgroups.close)
         self.outbox = Outbox(
@@ -123,6 +120,9 @@ class Sender:
         self.barriers = Barriers(self.outbox.generations)
         self.catchup = Catchup(self.source, self.ledger.store, self.outbox, options.scan)
         defer(self.catchup.close)
+        attached = Attachment(options, self.source, self._unattended)
+        defer(attached.close)
+        self.hooks, self.sensor = attached.hooks, attached.sensor
         succession = Succession(self.ledger, self.outbox, self.catchup, self.hooks.forsake)
         self.journal = succession.journal
         self.intake = Intake(self.sensor, attached.names, self.outbox, self.metrics, self.journal, self._survey)
@@ -175,6 +175,10 @@ class Sender:
         defer(self.progress.close)
         if self.ledger.known:
             self._go_on(succession, gap=attached.gap)
+
+    def _unattended(self) -> None:
+        if self.ledger.known:
+            self.catchup.prepare()
 
     def _go_on(self, succession: Succession, *, gap: bool) -> None:
         """Take up what a predecessor left."""

@@ -59,6 +59,11 @@ class Hooks:
             store.drop()
             return cls(None, None, detach)
 
+    @property
+    def left_behind(self) -> bool:
+        """Whether the sender before has left hooks, of use or not."""
+        return self.keeping is not None and self.keeping.pins.signature() is not None
+
     def tell(self, sensor: BpfSensor) -> None:
         """The sensor is attached."""
         self._of_use = sensor.adopted

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Collection
 
 from replicator import syscalls
 from replicator.mirror.ground import AstrayError, Ground, handle_of, open_beneath
@@ -69,15 +70,15 @@ class Foreign:
         finally:
             os.close(fd)
 
-    def extra_names(self, directory: FileId) -> list[bytes]:
-        """The names on disk that the inventory does not have in this directory, sorted."""
+    def extra_names(self, directory: FileId, known: Collection[bytes]) -> list[bytes]:
+        """The names on disk that are not `known`, sorted, without the replica's own."""
         inventory, ground = self._inventory, self._ground
         fd = open_beneath(ground.directory(directory), b".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             present = {os.fsencode(name) for name in os.listdir(fd)}
         finally:
             os.close(fd)
-        present.difference_update(name for name, _ in inventory.children(directory))
+        present.difference_update(known)
         if directory == inventory.root:
             present.discard(b"lost+found")
         return sorted(name for name in present if Slot(directory, name) != self._limbo.place)

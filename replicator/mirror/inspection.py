@@ -122,12 +122,13 @@ class Inspection:
                 os.close(fd)
         return found
 
-    def names(self, id: FileId) -> list[bytes]:
-        """All names in a known directory, on disk or in the inventory, sorted, without the replica's own. OSError,
-        KeyError."""
+    def names(self, id: FileId) -> dict[bytes, FileId | None]:
+        """All names in a known directory, on disk or in the inventory, without the replica's own, and what they mean;
+        None is unknown. OSError, KeyError."""
+        known: dict[bytes, FileId | None] = dict(self._inventory.children(id))
         with _astray_is_missing():
-            extra = self._foreign.extra_names(id)
-        return sorted({*extra, *(name for name, _ in self._inventory.children(id))})
+            extra = self._foreign.extra_names(id, known)
+        return known | dict.fromkeys(extra)
 
     def count(self, place: Slot, most: int) -> int:
         """How many names would be lost with a place and all beneath it, up to `most`; that too if it cannot be read.
@@ -171,7 +172,7 @@ class Inspection:
     def extra_names(self, id: FileId) -> list[bytes]:
         """Names in a known directory that only the replica has."""
         with _astray_is_missing():
-            return self._foreign.extra_names(id)
+            return self._foreign.extra_names(id, dict(self._inventory.children(id)))
 
     def _open(self, id: FileId, flags: int) -> int:
         if id == LIMBO:

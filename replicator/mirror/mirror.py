@@ -274,10 +274,6 @@ class Mirror:
         """Which inode of the source one of the replica's is; None if it is foreign."""
         return self._inventory.by_handle(handle)
 
-    def children(self, directory: FileId) -> dict[bytes, FileId]:
-        """The names in a directory that mean known inodes."""
-        return dict(self._inventory.children(directory))
-
     def remove_extra(self, id: FileId, name: bytes) -> str | None:
         """Remove such a name with all that is beneath it; nothing that is known is destroyed. Why not, if not."""
         place = Slot(id, name)

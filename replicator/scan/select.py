@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -25,6 +26,13 @@ def check_way(how: str) -> None:
     """UsageError if there is no such way."""
     if how not in WAYS:
         raise UsageError(f"there is no way to scan called {how!r}: use one of {', '.join(WAYS)}")
+
+
+def fetch_ahead(source: SourceRoot, how: str) -> None:
+    """Have the disk begin with what a scan will read, where that is known before."""
+    if how == "auto" and source.fstype == "ext4":
+        with contextlib.suppress(EnvironmentFault, OSError):  # the scan will say it
+            Ext4Scan(source).fetch_ahead()
 
 
 def scan(

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from replicator.model import FileId, Kind, Slot
 from replicator.tree.store import Entry, Told
 
-CACHED: Final = 1 << 15
+CACHED: Final = 1 << 13
 """Inodes and slots that are as the store has them and are kept in memory."""
 PAGE: Final = 1024
 """Members that are read from the store at once."""

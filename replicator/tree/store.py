@@ -96,6 +96,7 @@ class IndexStore:
                 log.warning("the index %s is of another version of rsyncfs: starting a new one", path)
                 self.clear()
             self.set_meta({"version": VERSION})
+        self._preloaded: dict[int, Stamps] = {}
         self._nameless = {bytes(key) for (key,) in self._reader.execute("SELECT id FROM nameless")}
         self.count = int(self.meta("count") or 0)
         """How many inodes it knows, the source's root not counted."""
@@ -133,6 +134,7 @@ class IndexStore:
         """Forget everything but the version."""
         with self._lock, self._writer:
             self._writer.execute("BEGIN IMMEDIATE")
+            self._preloaded.clear()
             for table in ("meta", "names", "nameless", "adrift", "stamps"):
                 self._writer.execute(f"DELETE FROM {table}")  # noqa: S608 - of the line above
             self._put_meta({"version": VERSION})
@@ -228,8 +230,17 @@ class IndexStore:
         """The filesystem roots (on btrfs; elsewhere 0) of which there are stamps."""
         return [int(root) for (root,) in self._reader.execute("SELECT DISTINCT root FROM stamps")]
 
+    def preload(self) -> None:
+        """Read all stamps, for `stamps` to give: each once, unless they change before."""
+        with self._lock:
+            self._preloaded = {root: self._read_stamps(root) for root in self.roots()}
+
     def stamps(self, root: int) -> Stamps:
         """All stamps of a root."""
+        with self._lock:
+            return self._preloaded.pop(root, None) or self._read_stamps(root)
+
+    def _read_stamps(self, root: int) -> Stamps:
         db = self._connect()  # one look at one moment, also from another thread
         try:
             db.execute("BEGIN")
@@ -247,6 +258,7 @@ class IndexStore:
     def commit(self, told: Iterable[Told], meta: Mapping[str, str]) -> list[FileId]:
         """Take over what became durable, in order, with `meta`, in one transaction; gives whose names were taken."""
         with self._lock:
+            self._preloaded.clear()
             change = _Change(self._writer, self._root, self._nameless, self.count)
             with self._writer:
                 self._writer.execute("BEGIN IMMEDIATE")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import xxhash
 
@@ -10,6 +12,7 @@ from replicator.model import FileId, replicated_xattr
 
 LABEL = b"security.selinux"
 """The replica's host may give every file one; it counts only where the source has one."""
+_ID: Final = struct.Struct(">QQQQ")
 
 
 def xattrs_digest(xattrs: Mapping[bytes, bytes], *, labelled: bool) -> str:
@@ -23,5 +26,5 @@ def xattrs_digest(xattrs: Mapping[bytes, bytes], *, labelled: bool) -> str:
 
 def names_digest(names: Iterable[tuple[bytes, FileId | None]]) -> str:
     """One hash of a directory's names and what they mean; both sides make the same of the same."""
-    text = [name + b"/" + (b"" if id is None else id.text().encode()) + b"/" for name, id in sorted(names)]
+    text = [name + (b"//" if id is None else b"/" + _ID.pack(*id)) for name, id in sorted(names)]
     return xxhash.xxh3_128_hexdigest(b"".join(text))
