@@ -28,7 +28,7 @@ from replicator.work import Worker
 
 log = logging.getLogger(__name__)
 
-BACKLOG: Final = 16_384
+BACKLOG: Final = 4096
 """Dirty inodes above which no more are added."""
 STEP: Final = 4096
 """Inodes at a time."""

@@ -22,7 +22,7 @@ from replicator.tree.handles import SourceRoot
 log = logging.getLogger(__name__)
 
 LOOKS = 512
-BACKLOG = 4096
+BACKLOG = 2048
 """Dirty inodes above which the first scan pauses."""
 HELD = 5_000_000
 """ns between looks at names that are only held back."""

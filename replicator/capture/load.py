@@ -70,12 +70,13 @@ class Program:
         those are wanted, else, or where one is refused, by `probes` if there are some. What may be skipped gets so many
         `spares` (source.py), or as many as there are. EnvironmentFault if the maps cannot be made.
 
-        With `adopt`, nothing is loaded: what has this signature is taken over. OSError if a part of it is missing.
+        `types` are not kept: they are megabytes. With `adopt`, nothing is loaded: what has this signature is taken
+        over. OSError if a part of it is missing.
         """
         self.loaded: list[Loaded] = []
         self.excluded: list[Excluded] = list(assembly.excluded)
         self._hooks = assembly.hooks
-        self._made, self._types = made, types
+        self._made = made
         self._trampolines, self._probes, self._attach = trampolines, probes, attach
         self._spares = spares
         self._links: dict[str, int] = {}
@@ -90,9 +91,9 @@ class Program:
             self._make_maps(specs)
             for hook in assembly.hooks:
                 if isinstance(hook, Hook):
-                    self._attach_at_tracepoint(hook)
+                    self._attach_at_tracepoint(hook, types)
                 else:
-                    self._attach_function(hook)
+                    self._attach_function(hook, types)
         except BaseException:
             self.close()
             raise
@@ -212,10 +213,10 @@ class Program:
         except OSError as fault:
             self.excluded.append(_refusal(hook, fault))
 
-    def _attach_at_tracepoint(self, hook: Hook) -> None:
+    def _attach_at_tracepoint(self, hook: Hook, types: Btf) -> None:
         with self._excluding(hook):
             # the kernel calls them in the order in which they were attached
-            for spare in range(1 + self._spares_of(hook)):
+            for spare in range(1 + self._spares_of(hook, types)):
                 self._attach_tracepoint(hook, spare)
 
     def _attach_tracepoint(self, hook: Hook, spare: int) -> None:
@@ -224,8 +225,8 @@ class Program:
         )
         self._link(Loaded(hook, TRACEPOINT, program, spare, program_name(hook, spare)), hook.tracepoint)
 
-    def _spares_of(self, hook: AnyHook) -> int:
-        return min(self._spares, most_spares(hook, self._types))
+    def _spares_of(self, hook: AnyHook, types: Btf) -> int:
+        return min(self._spares, most_spares(hook, types))
 
     def _link(self, loaded: Loaded, tracepoint: str | None = None) -> None:
         """Attach it, or close it."""
@@ -237,14 +238,14 @@ class Program:
             raise
         self.loaded.append(loaded)
 
-    def _attach_function(self, hook: FunctionHook) -> None:
-        function = self._types.function(hook.function)
+    def _attach_function(self, hook: FunctionHook, types: Btf) -> None:
+        function = types.function(hook.function)
         assert function is not None
         refusal: Excluded | None = None
         if self._trampolines:
             try:
                 # the kernel calls the one that was attached last first
-                for spare in range(self._spares_of(hook), -1, -1):
+                for spare in range(self._spares_of(hook, types), -1, -1):
                     self._attach_trampoline(hook, function, spare)
             except OSError as fault:
                 refusal = _refusal(hook, fault)

@@ -12,7 +12,7 @@ from replicator.model import FileId
 from replicator.source.flight import Flush
 from replicator.tree.index import TreeIndex
 
-MOST = 1 << 16
+MOST = 1 << 13
 """Files whose sizes are remembered."""
 
 

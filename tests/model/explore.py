@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import shutil
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from replicator.mirror.steps import LIMBO
@@ -385,6 +388,8 @@ _MIX = {
     "write": 4,
     "written": 4,
 }
+PART = 50
+"""Runs that a process makes at a time."""
 _SURVEYS = ("survey", "write", "written")
 
 
@@ -397,12 +402,31 @@ def _possible(scope: Scope) -> tuple[list[str], list[int]]:
 
 
 def explore(seeds: range, scope: Scope, wanted: type[Exception] = Exception) -> tuple[int, Exception] | None:
-    """The first seed whose run fails with a `wanted` error, and that error; None if there is none."""
+    """The first seed whose run fails with a `wanted` error, and that error; None if there is none.
+
+    All processors take part, as copies of this process: what is patched here is so there.
+    """
+    parts = [seeds[at : at + PART] for at in range(0, len(seeds), PART)]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+        for found in pool.map(partial(_failing, scope=scope, wanted=wanted), parts):
+            if found is not None:
+                pool.shutdown(cancel_futures=True)
+                break
+        else:
+            return None
+    try:
+        Run(found, scope).go()
+    except wanted as error:
+        return found, error
+    raise AssertionError(f"seed {found} fails in {scope} only the first time")
+
+
+def _failing(seeds: range, scope: Scope, wanted: type[Exception]) -> int | None:
     for seed in seeds:
         try:
             Run(seed, scope).go()
-        except wanted as error:
-            return seed, error
+        except wanted:
+            return seed
         except Exception:  # the wrong way to fail, for who looks for a certain one
             continue
     return None

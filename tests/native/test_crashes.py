@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 @pytest.mark.parametrize("where", ["ext4", "xfs"])
 def test_whatever_dies_nothing_acknowledged_is_lost_and_both_sides_end_identical(where: str, scratch: Path) -> None:
-    crashes = Crashes(sender=6, receiver=6, both=3, cut=10, seed=11, leg=13)
+    crashes = Crashes(sender=6, receiver=6, both=3, cut=10, seed=11, leg=13, rescans=0)
     result = campaign(crashes, where, scratch)
     assert result.problems == []
     assert result.crashes == Counter(sender=6, receiver=6, both=3, cut=10)

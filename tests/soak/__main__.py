@@ -42,7 +42,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--only", choices=WHERE, nargs="+", default=WHERE, metavar="FILESYSTEM")
-    parser.add_argument("--rescans", type=int, help="walks of the tree that are allowed after the first; else any")
+    parser.add_argument("--rescans", type=int, default=0, help="surveys or walks that are allowed after the first scan")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
