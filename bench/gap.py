@@ -33,6 +33,8 @@ CHANGED, RENAMED, REMOVED = 100, 10, 10
 ROUNDS = 3
 """Of each kind; the median counts."""
 ADDRESS = "127.0.0.1:7419"
+SETTLED = 8.0
+"""Seconds that a sender lives on after it is in sync: what changed within the last five is compared once more."""
 
 
 class Ends:
@@ -62,6 +64,7 @@ class Ends:
         )
         status = orjson.loads(said.stdout)
         resident = Path(f"/proc/{sender.pid}/status").read_text().partition("VmRSS:")[2].split()[0]
+        time.sleep(SETTLED)
         sender.terminate()
         sender.wait()
         return {

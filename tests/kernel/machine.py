@@ -62,7 +62,29 @@ class Run:
         )
 
 
-def _die_with_parent() -> None:
+def emulated(
+    kernel: Kernel, shared: Path, script: str, memory: int, cpus: int = 1, devices: Sequence[str] = ()
+) -> list[str]:
+    """The command that boots a kernel and runs a shell's `script` in it; it ends when that does.
+
+    The guest can write to `shared` alone of the host's files. `memory` is in MiB; `devices` are more words for qemu.
+    """
+    return [
+        *(str(Path(sys.executable).with_name("virtme-run")), "--kimg", str(kernel.image), "--mods", "auto"),
+        *("--qemu-bin", str(PROJECT / "tests/kernel/qemu.sh")),
+        *("--disable-kvm", "--force-9p", "--memory", f"{memory}M", "--cpus", str(cpus), "--user", "root"),
+        *(f"--overlay-rwdir={place}" for place in ("/etc", "/lib", "/usr", "/var", "/tmp")),
+        *("--rwdir", str(shared), "--script-sh", script),
+        # Every process of a guest pays for what its kernel does against leaks between programs.
+        *("--kopt", "mitigations=off"),
+        *("-q=-fsdev", "-q=local,id=whole,path=/,security_model=none,readonly=on,multidevs=remap"),
+        *("-q=-device", "-q=virtio-9p-pci,fsdev=whole,mount_tag=whole"),
+        *(f"-q={word}" for word in devices),
+    ]
+
+
+def die_with_parent() -> None:
+    """To be called in a child: SIGKILL when the thread that made it ends."""
     _libc.prctl(_PDEATHSIG, signal.SIGKILL)
 
 
@@ -93,17 +115,7 @@ class Machine:
         self.shared.mkdir(parents=True)
         (self.shared / "runs").write_text("".join(f"{run.line()}\n" for run in self.runs))
         script = shlex.join(["bash", str(PROJECT / "tests/kernel/guest.sh"), str(PROJECT), str(self.shared)])
-        command = [
-            *(str(Path(sys.executable).with_name("virtme-run")), "--kimg", str(self.kernel.image), "--mods", "auto"),
-            *("--qemu-bin", str(PROJECT / "tests/kernel/qemu.sh")),
-            *("--disable-kvm", "--force-9p", "--memory", f"{MEMORY}M", "--cpus", str(self._cpus), "--user", "root"),
-            *(f"--overlay-rwdir={place}" for place in ("/etc", "/lib", "/usr", "/var", "/tmp")),
-            *("--rwdir", str(self.shared), "--script-sh", script),
-            # Every process of a guest pays for what its kernel does against leaks between programs.
-            *("--kopt", "mitigations=off"),
-            *("-q=-fsdev", "-q=local,id=whole,path=/,security_model=none,readonly=on,multidevs=remap"),
-            *("-q=-device", "-q=virtio-9p-pci,fsdev=whole,mount_tag=whole"),
-        ]
+        command = emulated(self.kernel, self.shared, script, MEMORY, self._cpus)
         with (self.shared / "console.log").open("wb") as console:
             self._process = subprocess.Popen(
                 command,
@@ -118,7 +130,7 @@ class Machine:
         self.fate = "running"
 
     def _begin(self) -> None:
-        _die_with_parent()
+        die_with_parent()
         if self._yields:
             _yield_to_others()
 
@@ -142,7 +154,7 @@ class Machine:
         words = [sys.executable, "-m", "tests.kernel.compiling", self.kernel.release, str(self.shared)]
         with (self.shared / "compiling.log").open("wb") as log:
             self._compiler = subprocess.Popen(
-                words, stdout=log, stderr=subprocess.STDOUT, cwd=PROJECT, preexec_fn=_die_with_parent
+                words, stdout=log, stderr=subprocess.STDOUT, cwd=PROJECT, preexec_fn=die_with_parent
             )
 
     def stop(self) -> None:

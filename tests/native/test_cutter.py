@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from typing import get_args
@@ -70,9 +71,10 @@ def test_the_next_connection_is_let_through_or_cut_in_its_turn(proxy: CuttingPro
         client, there = through(proxy, server)
         with client, there:
             client.sendall(bytes(50))
-            client.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it may be cut off already
+                client.shutdown(socket.SHUT_WR)
             assert all_of(there) == expected
-    assert proxy.made == 2
+    eventually(lambda: proxy.made == 2, 5, "both cuts are made")
 
 
 def test_the_other_direction_is_not_counted(proxy: CuttingProxy, server: socket.socket) -> None:
