@@ -30,24 +30,17 @@ from random import Random
 
 from tests.kernel.machine import PROJECT, Kernel, die_with_parent, emulated, kernels
 from tests.soak.crashes import POWER, Result
-from tests.soak.load import load
+from tests.soak.legs import CutLegs
 from tests.soak.report import quantile, summary
 from tests.soak.witness import Witness
 from tests.support.certificates import Tls, authority, issue
 from tests.support.deadline import eventually
 from tests.support.filesystems import filesystem, make_image, run, unmount
-from tests.support.oracle import differences
 from tests.support.pair import Pair, free_port
 from tests.support.volatile import VolatileDisk
 
 MEMORY = 1024
 """MiB of the machine."""
-PATIENCE = 300.0
-"""Seconds for a boot and a barrier: an emulated processor takes fifteen times as long."""
-LEG = 5
-"""Cuts between two comparisons."""
-RATE = 50.0
-"""Steps a second of the load: as many as an emulated receiver can take."""
 SIZE = 1024 << 20
 MOUNT = {"ext4": "loop", "xfs": "loop,nouuid"}
 """Options with which a copy is mounted."""
@@ -108,7 +101,10 @@ class ReceiversMachine:
     def left(self, point: Path) -> Iterator[None]:
         """What would be there if the power went (or has gone) now, mounted at `point`."""
         copy = point.with_suffix(".copy")
-        run("cp", "--sparse=always", self.platter, copy)
+        if self._disk is None:
+            run("cp", "--sparse=always", self.platter, copy)
+        else:
+            self._disk.copy(copy)
         point.mkdir(exist_ok=True)
         run("mount", "-o", MOUNT[self._fstype], copy, point)
         try:
@@ -124,15 +120,17 @@ class ReceiversMachine:
         return "\n".join(f"--- {name}\n{path.read_text(errors='replace')[-3000:]}" for name, path in logs)
 
 
-class Cuts:
+class MachineCuts(CutLegs):
     """One run with one type of filesystem."""
 
+    processes = 1
+    rate = 50.0
+    patience = 300.0  # an emulated processor takes fifteen times as long
+
     def __init__(self, kernel: Kernel, fstype: str, cuts: int, seed: int, directory: Path, stop_at: float) -> None:
-        self.cuts, self.seed, self.directory, self.stop_at, self.fstype = cuts, seed, directory, stop_at, fstype
-        self.result = Result(fstype, seed, {POWER: cuts})
+        super().__init__(fstype, cuts, seed, directory, stop_at)
         self._dice = Random(f"{seed} {fstype} power")
         self._point = directory / "left"
-        self._rounds = 0
         ca = authority(directory / "shared/tls")
         self._tls = issue(directory / "shared/tls", "sender", ca), issue(directory / "shared/tls", "receiver", ca)
         self.machine = ReceiversMachine(kernel, fstype, directory, seed, self._tls[1])
@@ -148,15 +146,10 @@ class Cuts:
             try:
                 self.machine.on()
                 pair.start_sender(ready=False)
-                witness = Witness(pair.source, pair.replica, pair.send_state, self.seed, PATIENCE)
+                witness = Witness(pair.source, pair.replica, pair.send_state, self.seed, self.patience)
                 witness.looks = False
                 with witness:
-                    try:
-                        self._legs(pair, witness, source / "outside")
-                    finally:
-                        self.result.problems += witness.problems
-                        self.result.records, self.result.waits = witness.written, witness.waits
-                        self.result.acknowledgements = witness.acknowledgements
+                    self._all_legs(pair, witness, source / "outside")
             except AssertionError as error:
                 self.result.problems.append(f"{error}\n{self.machine.told()}")
             finally:
@@ -165,31 +158,19 @@ class Cuts:
         self.result.seconds = time.monotonic() - began
         return self.result
 
-    def _legs(self, pair: Pair, witness: Witness, outside: Path) -> None:
-        while self.result.crashes[POWER] < self.cuts:
-            self._rounds += 1
-            seed = self.seed * 1000 + self._rounds
-            with load(pair.source / "work", outside, self.directory / "state", seed, 1, RATE) as round_:
-                witness.go_on()
-                for _ in range(min(LEG, self.cuts - self.result.crashes[POWER])):
-                    if time.monotonic() > self.stop_at:
-                        self.result.unfinished = True
-                        break
-                    self._cut(witness)
-                    if witness.problems:
-                        return
-                self._acknowledged_anew(witness)
-            self.result.operations += round_.operations
-            witness.pause()
-            pair.wait(PATIENCE)
+    def _compared(self, pair: Pair, witness: Witness) -> list[str]:
+        """Times are set once the bytes are durable: they come to the disk with what its filesystem commits next."""
+        wrong: list[str] = []
+
+        def same() -> bool:
+            nonlocal wrong
             with self.machine.left(self._point):
-                witness.check("at the end of a leg", still=True)
-                wrong = differences(pair.source, pair.replica)
-            self.result.comparisons += 1
-            if wrong:
-                self.result.problems.append(f"leg {self._rounds}: source against replica:\n" + "\n".join(wrong))
-            if self.result.unfinished or self.result.problems or witness.problems:
-                return
+                wrong = super(MachineCuts, self)._compared(pair, witness)
+            return not wrong
+
+        with contextlib.suppress(AssertionError):
+            eventually(same, 60, every=1)
+        return wrong
 
     def _acknowledged_anew(self, witness: Witness) -> None:
         before = witness.acknowledgements
@@ -198,9 +179,9 @@ class Cuts:
             assert self.machine.running(), "the machine has ended by itself"
             return witness.acknowledgements > before or bool(witness.problems)
 
-        eventually(done, PATIENCE, "a record is acknowledged")
+        eventually(done, self.patience, "a record is acknowledged")
 
-    def _cut(self, witness: Witness) -> None:
+    def _cut(self, pair: Pair, witness: Witness) -> None:
         began = time.monotonic()
         self._acknowledged_anew(witness)
         self.result.ready["receive"].append(time.monotonic() - began)
@@ -216,9 +197,10 @@ class Cuts:
 def power_cuts(
     fstype: str, kernel: Kernel, cuts: int, seed: int, directory: Path, stop_at: float = float("inf")
 ) -> tuple[Result, int]:
-    """One run below `directory`; its result, and how many writes the cuts took away."""
+    """One run below `directory`, in a process of its own; its result, and how many writes the cuts took away."""
+    die_with_parent()
     with tempfile.TemporaryDirectory(prefix=f"{fstype}-", dir=directory, ignore_cleanup_errors=True) as place:
-        made = Cuts(kernel, fstype, cuts, seed, Path(place), stop_at)
+        made = MachineCuts(kernel, fstype, cuts, seed, Path(place), stop_at)
         result = made.run()
         if result.problems:
             kept = directory / f"{fstype}-logs"

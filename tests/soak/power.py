@@ -15,35 +15,31 @@ from pathlib import Path
 from random import Random
 
 from tests.soak.crashes import PATIENCE, POWER, Result
-from tests.soak.load import load
+from tests.soak.legs import CutLegs
 from tests.soak.witness import Witness
 from tests.support.deadline import SLOW
 from tests.support.filesystems import filesystem
-from tests.support.oracle import differences
 from tests.support.outlet import Outlet
 from tests.support.pair import Pair
 
-LEG = 5
-"""Cuts between two comparisons."""
 REBOOTED = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
 
 
-class PowerCuts:
+class PowerCuts(CutLegs):
     """One run on one type of filesystem."""
 
     def __init__(self, fstype: str, cuts: int, seed: int, directory: Path, stop_at: float = float("inf")) -> None:
-        self.fstype, self.cuts, self.seed, self.directory, self.stop_at = fstype, cuts, seed, directory, stop_at
-        self.result = Result(fstype, seed, {POWER: cuts})
+        super().__init__(fstype, cuts, seed, directory, stop_at)
         self._dice = Random(f"{seed} power")
         self._boot = directory / "boot_id"
-        self._rounds = 0
+        self._outlet = Outlet(fstype, directory / "replica", seed)
 
     def run(self) -> Result:
         """Do all of it; ends at the first leg with a problem."""
         began = time.monotonic()
         with (
             filesystem(self.fstype, self.directory / "source") as source,
-            Outlet(self.fstype, self.directory / "replica", self.seed) as outlet,
+            self._outlet as outlet,
         ):
             for place in (source / "root", source / "outside", outlet.point / "root", self.directory / "state"):
                 place.mkdir()
@@ -59,12 +55,7 @@ class PowerCuts:
                 pair.start()
                 with Witness(pair.source, pair.replica, pair.send_state, self.seed, PATIENCE * SLOW) as witness:
                     witness.looks = False
-                    try:
-                        self._legs(pair, outlet, witness, source / "outside")
-                    finally:
-                        self.result.problems += witness.problems
-                        self.result.records, self.result.waits = witness.written, witness.waits
-                        self.result.acknowledgements = witness.acknowledgements
+                    self._all_legs(pair, witness, source / "outside")
             except AssertionError as error:
                 self.result.problems.append(str(error))
             finally:
@@ -72,29 +63,8 @@ class PowerCuts:
         self.result.seconds = time.monotonic() - began
         return self.result
 
-    def _legs(self, pair: Pair, outlet: Outlet, witness: Witness, outside: Path) -> None:
-        while self.result.crashes[POWER] < self.cuts:
-            self._rounds += 1
-            seed = self.seed * 1000 + self._rounds
-            with load(pair.source / "work", outside, self.directory / "state", seed, 2, 150.0) as round_:
-                witness.go_on()
-                for _ in range(min(LEG, self.cuts - self.result.crashes[POWER])):
-                    if time.monotonic() > self.stop_at:
-                        self.result.unfinished = True
-                        break
-                    self._cut(pair, outlet, witness)
-            self.result.operations += round_.operations
-            witness.pause()
-            pair.wait(PATIENCE)
-            witness.check("at the end of a leg", still=True)
-            wrong = differences(pair.source, pair.replica)
-            self.result.comparisons += 1
-            if wrong:
-                self.result.problems.append(f"leg {self._rounds}: source against replica:\n" + "\n".join(wrong))
-            if self.result.unfinished or self.result.problems or witness.problems:
-                return
-
-    def _cut(self, pair: Pair, outlet: Outlet, witness: Witness) -> None:
+    def _cut(self, pair: Pair, witness: Witness) -> None:
+        outlet = self._outlet
         time.sleep(0.2 + self._dice.random())  # not to wait for something: the moment is the test's choice
         assert pair.healthy(), pair.receiver and pair.receiver.text()
         owed = witness.acknowledged

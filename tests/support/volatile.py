@@ -39,8 +39,9 @@ class VolatileDisk:
     def __init__(self, platter: Path, socket_path: Path, seed: int) -> None:
         self._platter = os.open(platter, os.O_RDWR | os.O_CLOEXEC)
         self.size = os.fstat(self._platter).st_size
+        self._path = platter
         current = socket_path.with_suffix(".now")
-        subprocess.run(["cp", "--sparse=always", platter, current], check=True)
+        _copy(platter, current)
         self._current = os.open(current, os.O_RDWR | os.O_CLOEXEC)
         current.unlink()
         self._dice = Random(seed)
@@ -68,6 +69,11 @@ class VolatileDisk:
                     data = data[: dice.randrange(len(data) // SECTOR + 1) * SECTOR]
                 os.pwrite(self._platter, data, offset)
             self._waiting.clear()
+
+    def copy(self, to: Path) -> None:
+        """What would be there if the power went now and took all that was not flushed."""
+        with self._lock:
+            _copy(self._path, to)
 
     def close(self) -> None:
         """Hang up; the platter stays."""
@@ -181,6 +187,10 @@ class VolatileDisk:
             error = failure.errno or errno.EIO
         connection.sendall(struct.pack(">IIQ", _RESPONSE, error, cookie) + answer)
         return True
+
+
+def _copy(image: Path, to: Path) -> None:
+    subprocess.run(["cp", "--sparse=always", image, to], check=True)
 
 
 def _reply(option: int, kind: int, data: bytes = b"") -> bytes:
