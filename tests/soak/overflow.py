@@ -57,6 +57,8 @@ class Storm:
 
 def _write(top: Path, numbers: range, writes: int, seed: int) -> None:
     dice = Random(seed)
+    most = len(numbers) + 100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     files = [os.open(_busy(top, number), os.O_WRONLY | os.O_CREAT, 0o644) for number in numbers]
     for turn in range(writes):
         os.pwrite(dice.choice(files), b"%016x" % (turn * 4 + seed), dice.randrange(ROOM))
@@ -78,7 +80,6 @@ def prepare(top: Path, storm: Storm) -> list[Path]:
 
 def rage(top: Path, storm: Storm) -> None:
     """All processes write to all files; returns when they are done."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (storm.files + 100, storm.files + 100))
     context = multiprocessing.get_context("fork")
     workers = [
         context.Process(target=_write, args=(top, range(storm.files), storm.writes // storm.processes, number))
