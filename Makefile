@@ -14,6 +14,7 @@ SECONDS ?= 10
 MINUTES ?= 30
 SOAK_ARGS ?=
 TESTS ?= tests
+JOBS ?= 3
 PYTEST_ARGS ?=
 
 RUN_STAMP := $(VENV)/.installed-run
@@ -33,13 +34,14 @@ demo: $(RUN_STAMP) ## replicate a live directory over loopback for some seconds 
 	$(AS_ROOT) $(VENV)/bin/rsyncfs demo --seconds $(SECONDS)
 
 .PHONY: test
-test: $(DEV_STAMP) $(TEST_STAMP) ## the whole suite, with real eBPF (root; TESTS=tests/unit for a part)
-	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest $(TESTS) $(PYTEST_ARGS)
+test: $(DEV_STAMP) $(TEST_STAMP) ## the whole suite, with real eBPF (root; TESTS=tests/unit for a part; JOBS=0: one after the other)
+	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(TESTS) $(PYTEST_ARGS)
 
 .PHONY: test-kernels
-test-kernels: $(DEV_STAMP) $(TEST_STAMP) $(KERNELS_STAMP) ## the tables of the tests on Debian's kernels, in virtual machines (root)
+test-kernels: $(DEV_STAMP) $(TEST_STAMP) $(KERNELS_STAMP) ## the tables of the tests on Debian's kernels, and power cuts, in virtual machines (root)
 	$(AS_ROOT) env PATH="$$PATH" scripts/kernels
-	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest -o faulthandler_timeout=0 tests/kernel/test_matrix.py $(PYTEST_ARGS)
+	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest -o faulthandler_timeout=0 tests/kernel/test_matrix.py tests/kernel/test_power.py \
+		$(PYTEST_ARGS)
 
 .PHONY: soak
 soak: $(DEV_STAMP) $(TEST_STAMP) ## hundreds of crashes and cuts under a workload, at most MINUTES=30 (root; SOAK_ARGS="--seed 7")

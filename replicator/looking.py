@@ -22,6 +22,10 @@ from replicator.tree.handles import SourceRoot
 log = logging.getLogger(__name__)
 
 LOOKS = 512
+"""In a turn, at most; fewer while directories are so busy that a look waits."""
+FEWEST = 16
+LONG = 100_000_000
+"""ns that a turn of looks may take: the loop has others to hear."""
 BACKLOG = 2048
 """Dirty inodes above which the first scan pauses."""
 HELD = 5_000_000
@@ -29,6 +33,13 @@ HELD = 5_000_000
 AGAIN = 1_000_000_000
 """ns until a look is tried again that failed."""
 SECOND = 1_000_000_000
+
+
+def _next(most: int, took: int) -> int:
+    """How many looks the next turn may make, after one of up to `most` that took so many ns."""
+    if took > LONG:
+        return max(FEWEST, most // 2)
+    return min(LOOKS, 2 * most) if took < LONG // 4 else most
 
 
 class Looking:
@@ -47,6 +58,7 @@ class Looking:
         self._journal = journal
         self._describe = describe
         self._view = SourceNamespace(source)
+        self._most = LOOKS
         self._paused = 0
         self._last = 0
 
@@ -67,7 +79,9 @@ class Looking:
         if not resolver.complete and len(self._outbox.table) > BACKLOG:
             return
         self._last = now
-        changes = resolver.resolve(self._view, now, LOOKS)
+        begun = time.monotonic_ns()
+        changes = resolver.resolve(self._view, now, self._most)
+        self._most = _next(self._most, time.monotonic_ns() - begun)
         self._journal.marks((ListLook(id) for id in changes.lists), now)
         self._outbox.changed(changes, time.monotonic_ns())
         # A look may have seen more than was drained: a name must not show what the ring will say.

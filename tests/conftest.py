@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from tests.support import pair as pairs
 from tests.support.deadline import SLOW
 from tests.support.filesystems import FILESYSTEMS, filesystem
 from tests.support.pair import Pair
+from tests.support.turns import turn
 
 LOG_LIMIT = 6000
 """Bytes of each process's log that a failure's report shows."""
@@ -46,6 +47,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
                 (f"log of {process.words[0]} ({process.log.name}), {process.fate()}", process.text(LOG_LIMIT))
             )
     return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Several processes may share a run; a test that is to be alone waits for the others, before its time counts."""
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -195,6 +195,7 @@ def _has_seen(case: Case, events: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("names", [STRESSORS[i : i + GROUP] for i in range(0, len(STRESSORS), GROUP)], ids="-".join)
 def test_stress_ng(case: Case, names: tuple[str, ...]) -> None:
     """Frozen in the middle of it, twice, and compared; then once more when it has cleaned up after itself."""
