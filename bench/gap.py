@@ -188,6 +188,11 @@ def show(result: dict[str, Any], files: int) -> None:
     console = Console()
     console.print(f"{files} files; {CHANGED} changed, {RENAMED} renamed, {REMOVED} removed; median of {ROUNDS}")
     console.print(table)
+    first = result["first"]
+    console.print(
+        f"the first sync, which compared {files} files that were there, took {first['seconds']:.0f} s; the sender had "
+        f"{first['resident_bytes'] / 2**20:.0f} MiB then"
+    )
     console.print(f"differences afterwards: {result['differences']}")
 
 
