@@ -99,7 +99,8 @@ class Intake:
         self._survey(False)
 
     def take_records(self) -> None:
-        """Take what is in the ring, up to about a million records."""
+        """Take what is in the ring by now; what comes meanwhile is left to the next turn."""
+        end = self._sensor.produced()
         for _ in range(16):
             records = self._sensor.drain(1 << 16)
             if records is None:
@@ -115,6 +116,8 @@ class Intake:
             for since, look in looks:
                 self._look(look, since)
             self._merge(records)
+            if self._sensor.consumed() >= end:
+                return
 
     def _merge(self, records: Events) -> None:
         outbox = self._outbox

@@ -208,13 +208,12 @@ class Sender:
     def run(self) -> None:
         """Replicate until `stop`. RefusedError if the receiver never takes us, EnvironmentFault if the source goes."""
         while not self._stopping:
-            for key, events in self.selector.select(self._patience()):
-                if isinstance(key.data, ControlServer) or hasattr(key.data, "caller"):
-                    self.control.ready(key, events)
+            self._answer(self._patience())
             self.turn += 1
             now = self._turned = time.monotonic_ns()
             self.intake.take_names(now)
             self.intake.take_records()
+            self._answer(0)  # a turn may be long, if a ring is full: who asks should not wait for several
             self.reading.take(now)
             self.worker.collect()
             self.ledger.collect()
@@ -222,9 +221,11 @@ class Sender:
             self.dialogue.hear(now)
             if not self.phases.connecting:
                 self.looking.turn(now)
+            self._answer(0)
             self._read(now)
             while self.dialogue.send():
                 self._read(now)
+            self._answer(0)
             self.blockwise.turn()
             if self.phases.scanned and self.uplink.connection is not None:
                 self.comparison.ask_names()
@@ -237,6 +238,12 @@ class Sender:
             self._housekeep(now)
             self.uplink.retune()
             self.control.retune()
+
+    def _answer(self, patience: float) -> None:
+        """Wait until something happens, for so many seconds; hear those who ask something."""
+        for key, events in self.selector.select(patience):
+            if isinstance(key.data, ControlServer) or hasattr(key.data, "caller"):
+                self.control.ready(key, events)
 
     def close(self) -> None:
         """Give everything back; hooks stay for the next sender, unless this one was told otherwise."""

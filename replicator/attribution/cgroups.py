@@ -12,6 +12,7 @@ import logging
 import os
 import struct
 import time
+from collections import OrderedDict
 from typing import Final
 
 from replicator import syscalls
@@ -31,7 +32,7 @@ class Cgroups:
     """Paths of control groups. `close` gives the mount back."""
 
     def __init__(self) -> None:
-        self._paths: dict[int, str | None] = {}
+        self._paths: OrderedDict[int, str | None] = OrderedDict()
         self._walked = -WALK_EVERY
         self._top: int | None = None
         try:
@@ -52,7 +53,7 @@ class Cgroups:
             pass
         found = self._find(id)
         if len(self._paths) >= LIMIT:
-            del self._paths[next(iter(self._paths))]
+            self._paths.popitem(last=False)
         self._paths[id] = found
         return found
 

@@ -9,6 +9,7 @@ Memory is bounded by what is owed: a writer lives as long as a share of it does,
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -98,7 +99,7 @@ class Writers:
         self._process = process
         self._container = container
         self._known: dict[tuple[int, int], Writer] = {}
-        self._strangers: dict[FileId, Share] = {}
+        self._strangers: OrderedDict[FileId, Share] = OrderedDict()
         self._now = 0
         self._questions = 0
 
@@ -120,7 +121,9 @@ class Writers:
         share = self._strangers.get(id)
         if share is None:
             if len(self._strangers) >= STRANGERS:
-                del self._strangers[next(iter(self._strangers))]
+                self._strangers.popitem(
+                    last=False
+                )  # a plain dict would look for its first one, past all that were removed
             share = self._strangers[id] = Share()
         return share
 

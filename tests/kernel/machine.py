@@ -75,8 +75,8 @@ def emulated(
         *("--disable-kvm", "--force-9p", "--memory", f"{memory}M", "--cpus", str(cpus), "--user", "root"),
         *(f"--overlay-rwdir={place}" for place in ("/etc", "/lib", "/usr", "/var", "/tmp")),
         *("--rwdir", str(shared), "--script-sh", script),
-        # Every process of a guest pays for what its kernel does against leaks between programs.
-        *("--kopt", "mitigations=off"),
+        # Every process of a guest pays for what its kernel does against leaks between programs, and within itself.
+        *("--kopt", "mitigations=off", "--kopt", "init_on_alloc=0"),
         *("-q=-fsdev", "-q=local,id=whole,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-q=-device", "-q=virtio-9p-pci,fsdev=whole,mount_tag=whole"),
         *(f"-q={word}" for word in devices),

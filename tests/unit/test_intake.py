@@ -36,7 +36,7 @@ class Sensor:
         self.lost: dict[str, int] = {}
         self.known: dict[str, int] = {}
         self.inodes: list[FileId] = []
-        self.epoch = 0
+        self.epoch = self.drained = 0
 
     def name(self, parent: FileId, name: bytes, target: FileId | None = None, flags: int = 0) -> None:
         made = np.zeros(1, EVENT)
@@ -51,7 +51,14 @@ class Sensor:
         if not self.records:
             return None
         records, self.records = np.concatenate(self.records), []
+        self.drained += len(records)
         return records
+
+    def produced(self) -> int:
+        return self.drained + sum(map(len, self.records))
+
+    def consumed(self) -> int:
+        return self.drained
 
     def names(self) -> list[bytes]:
         told, self.told = self.told, []
