@@ -89,7 +89,8 @@ class ReceiversMachine:
         """The power goes, now; the platter is all there is afterwards."""
         process, self._process = self._process, None
         if process is not None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself, which its caller will notice
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         disk, self._disk = self._disk, None
         if disk is not None:
