@@ -18,6 +18,7 @@ JOBS ?= 3
 PYTEST_ARGS ?=
 
 RUN_STAMP := $(VENV)/.installed-run
+BYTECODE := $(VENV)/.compiled
 DEV_STAMP := $(VENV)/.installed-dev
 TEST_STAMP := build/.bootstrapped-test
 KERNELS_STAMP := build/.bootstrapped-kernels
@@ -27,35 +28,35 @@ help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: $(RUN_STAMP) ## distribution packages, .venv, and the command .venv/bin/rsyncfs
+install: $(BYTECODE) ## distribution packages, .venv, and the command .venv/bin/rsyncfs
 
 .PHONY: demo
-demo: $(RUN_STAMP) ## replicate a live directory over loopback for some seconds (root; SECONDS=10)
+demo: $(BYTECODE) ## replicate a live directory over loopback for some seconds (root; SECONDS=10)
 	$(AS_ROOT) $(VENV)/bin/rsyncfs demo --seconds $(SECONDS)
 
 .PHONY: test
-test: $(DEV_STAMP) $(TEST_STAMP) ## the whole suite, with real eBPF (root; TESTS=tests/unit for a part; JOBS=0: one after the other)
+test: $(DEV_STAMP) $(BYTECODE) $(TEST_STAMP) ## the whole suite, with real eBPF (root; TESTS=tests/unit for a part; JOBS=0: one after the other)
 	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(TESTS) $(PYTEST_ARGS)
 
 .PHONY: test-kernels
-test-kernels: $(DEV_STAMP) $(TEST_STAMP) $(KERNELS_STAMP) ## the tables of the tests on Debian's kernels, and power cuts, in virtual machines (root)
+test-kernels: $(DEV_STAMP) $(BYTECODE) $(TEST_STAMP) $(KERNELS_STAMP) ## the tables of the tests on Debian's kernels, and power cuts, in virtual machines (root)
 	$(AS_ROOT) env PATH="$$PATH" scripts/kernels
 	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m pytest -o faulthandler_timeout=0 tests/kernel/test_matrix.py tests/kernel/test_power.py \
 		$(PYTEST_ARGS)
 
 .PHONY: soak
-soak: $(DEV_STAMP) $(TEST_STAMP) ## hundreds of crashes and cuts under a workload, at most MINUTES=30 (root; SOAK_ARGS="--seed 7")
+soak: $(DEV_STAMP) $(BYTECODE) $(TEST_STAMP) ## hundreds of crashes and cuts under a workload, at most MINUTES=30 (root; SOAK_ARGS="--seed 7")
 	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m tests.soak --minutes $(MINUTES) --json build/soak.json $(SOAK_ARGS)
 
 .PHONY: bench
-bench: $(RUN_STAMP) ## measure lag and rates over loopback, of trace, of scans, and what hooks cost a writer, on this machine (root)
+bench: $(BYTECODE) ## measure lag and rates over loopback, of trace, of scans, and what hooks cost a writer, on this machine (root)
 	$(AS_ROOT) $(PYTHON) bench/loopback.py
 	$(AS_ROOT) $(PYTHON) bench/trace.py
 	$(AS_ROOT) $(PYTHON) bench/writer.py
 	$(AS_ROOT) $(PYTHON) bench/scan.py
 
 .PHONY: bench-gap
-bench-gap: $(RUN_STAMP) $(TEST_STAMP) ## a million files of which 120 changed while nothing ran: found and replicated, beside rsync (root)
+bench-gap: $(BYTECODE) $(TEST_STAMP) ## a million files of which 120 changed while nothing ran: found and replicated, beside rsync (root)
 	$(AS_ROOT) $(PYTHON) bench/gap.py
 
 .PHONY: lint
@@ -97,6 +98,11 @@ $(RUN_STAMP): $(PYTHON) requirements.lock pyproject.toml scripts/bootstrap
 	$(PIP) install --require-hashes -r requirements.lock
 	$(PIP) install --no-build-isolation --no-deps --editable .
 	$(PYTHON) -c 'from replicator.resources import load_bcc; load_bcc()'
+	touch $@
+
+# A service that may not write where the code lies would compile it at each start: 0.1 s.
+$(BYTECODE): $(RUN_STAMP) $(shell find replicator -name '*.py')
+	$(PYTHON) -m compileall -q replicator
 	touch $@
 
 $(DEV_STAMP): $(RUN_STAMP) requirements-dev.lock

@@ -69,7 +69,7 @@ class Answers:
                 names = self._mirror.inspection.names(directory)
             except (OSError, KeyError):
                 continue  # not here (any more): its facts are on their way
-            if names_digest(names.items()) == digest:
+            if names_digest(names, b"".join(names.values())) == digest:
                 continue
             differing.append((directory.text(), [name.decode("latin-1") for name in names]))
         return {"directories": differing}

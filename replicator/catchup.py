@@ -9,6 +9,7 @@ waits for it. Driven by the sender's loop; the scan runs in a thread.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -116,8 +117,10 @@ class Catchup:
         """A survey is to be expected: begin to read what it needs."""
 
         def read() -> None:
-            fetch_ahead(source, how)
+            fetching = threading.Thread(target=fetch_ahead, args=(source, how), daemon=True)
+            fetching.start()
             store.preload()
+            fetching.join()
 
         source, store, how = self._source, self._store, self._how
         self._worker.submit(read, lambda _: None)  # what went wrong, the survey will say

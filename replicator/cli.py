@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -76,6 +77,7 @@ def receive(
     tls_ca: str | None,
 ) -> None:
     """Receive a replica into a directory."""
+    gc.disable()
     from replicator.link.address import parse_address
     from replicator.link.tls import tls_files
     from replicator.receiver import Receiver
@@ -127,6 +129,7 @@ def send(
     lost_inodes: int | None,
 ) -> None:
     """Replicate a directory to a receiver, live. When it stops, its hooks stay for the next start; see unhook."""
+    gc.disable()
     from replicator.link.address import parse_address, resolve
     from replicator.link.tls import require_tls, tls_files
     from replicator.quantities import duration, size
@@ -275,6 +278,8 @@ def _serve(daemon: _Daemon, metrics: str | None, registry: Any, started: Callabl
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())
         started()
+        gc.freeze()  # modules and what they hold are there for good: no collection need go through them
+        gc.enable()
         daemon.run()
     finally:
         daemon.close()

@@ -15,12 +15,15 @@ from replicator.link import inquiry
 from replicator.model import FileId, Slot
 from replicator.source.outbox import Outbox
 from replicator.tree.resolver import Due
+from replicator.tree.store import wide
 from replicator.verify.digests import names_digest
 
 DIRECTORIES = 500
 """Directories that are asked about at a time."""
 NAMES = 8000
 """Names in them, about, in one request: the receiver looks at some while others are gathered here."""
+PATIENCE = 1_000_000_000
+"""ns for which content goes first."""
 
 Ask = Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None]
 """Have the receiver answer a request; the answer has an "error" if there is no session."""
@@ -56,13 +59,16 @@ class Comparison:
         """
         if self._comparing or not self._outbox.unlisted:
             return
-        self._comparing = self._outbox.unlisted.take(DIRECTORIES, time.monotonic_ns())
+        now = time.monotonic_ns()
+        if (self._outbox.table or self._outbox.reads) and now - self._outbox.unlisted.oldest() < PATIENCE:
+            return  # the receiver can sync content while it compares names
+        self._comparing = self._outbox.unlisted.take(DIRECTORIES, now)
         digests: dict[FileId, str] = {}
         names = 0
         for id in list(self._comparing):
-            children = self._outbox.index.children(id)
-            digests[id] = names_digest(children.items())
-            names += len(children)
+            entries = self._outbox.index.entries(id)
+            digests[id] = names_digest(entries, wide(list(entries.values())))
+            names += len(entries)
             if names >= NAMES:
                 self._ask_about(digests)
                 digests, names = {}, 0

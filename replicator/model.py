@@ -8,13 +8,19 @@ bytes, times are nanoseconds since the epoch, names are the raw bytes the filesy
 from __future__ import annotations
 
 import stat
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 END_OF_FILE = 2**63 - 1
 """The offset that stands for "to the end, wherever that will be": Linux's largest file offset (loff_t)."""
+
+
+_WIDE: Final = struct.Struct(">QQQQ")
+WIDE: Final = _WIDE.size
+"""Bytes of the wide form of an id."""
 
 
 class FileId(NamedTuple):
@@ -28,6 +34,15 @@ class FileId(NamedTuple):
     root: int
     ino: int
     gen: int
+
+    def wide(self) -> bytes:
+        """WIDE bytes, in the order of ids."""
+        return _WIDE.pack(*self)
+
+    @classmethod
+    def of_wide(cls, data: bytes) -> Self:
+        """Read `wide()` back."""
+        return cls(*_WIDE.unpack(data))
 
     def text(self) -> str:
         """The form used on the wire, in state files and logs: four hexadecimal numbers joined by dots."""

@@ -22,6 +22,9 @@ from replicator.work import Worker
 
 log = logging.getLogger(__name__)
 
+CREDIT = 0.5
+"""Seconds of rest that count towards the pauses after syncs."""
+
 
 class Syncing:
     """One replica's."""
@@ -85,7 +88,8 @@ class Syncing:
         if isinstance(done, Exception):
             raise done
         job, seconds = done
-        self._next = time.monotonic() + min(1.0, seconds)  # as long a pause as it took
+        # In the long run as long a pause as it took; after some rest the next may follow at once.
+        self._next = max(self._next + seconds, time.monotonic() - CREDIT) + min(1.0, seconds)
         self._metrics.sync_seconds.observe(seconds)
         before = self._mirror.durable_epoch
         number, lost = self._mirror.finish_sync(job)

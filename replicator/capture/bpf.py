@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from replicator.capture.btf import Btf, Function
+from replicator.capture.btf import Function, Types
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
 _PROG_LOAD, _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 5, 6, 7, 10, 15, 17
@@ -224,7 +224,7 @@ def run_on(program: int, cpu: int) -> bool:
 class Counters:
     """Where a kernel keeps what `Info` tells, in its own idea of `struct bpf_prog_info`."""
 
-    def __init__(self, types: Btf) -> None:
+    def __init__(self, types: Types) -> None:
         self._skipped, self._verified = (
             None if member is None else member.offset
             for member in (types.member("bpf_prog_info", name) for name in ("recursion_misses", "verified_insns"))
@@ -313,7 +313,7 @@ def bpf_refusal() -> str | None:
     return None
 
 
-def trampoline_refusal(types: Btf) -> str | None:
+def trampoline_refusal(types: Types) -> str | None:
     """Why BPF trampolines (fentry, fexit) are not to be had; None if one could be attached, and was removed again."""
     function = types.function("vfs_write")
     if function is None:

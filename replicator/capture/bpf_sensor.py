@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Final
 
 from replicator.capture import bpf
-from replicator.capture.btf import Btf
+from replicator.capture.btf import Types
+from replicator.capture.cache import CACHE
 from replicator.capture.commands import Command
 from replicator.capture.compile import compiled, kernel_types
 from replicator.capture.event import Events
-from replicator.capture.headers import CACHE
 from replicator.capture.keeping import Keeping
 from replicator.capture.kept import Build, Signature, digest
 from replicator.capture.layout import Hook
@@ -66,7 +66,7 @@ class BpfSensor(ABC):
         *,
         tracing: bool = False,
         keeping: Keeping | None = None,
-        types: Btf | None = None,
+        types: Types | None = None,
     ) -> None:
         if ring_bytes < os.sysconf("SC_PAGE_SIZE") or ring_bytes & (ring_bytes - 1):
             raise ValueError("the ring's size must be a power of two and at least a page")
@@ -90,7 +90,9 @@ class BpfSensor(ABC):
 
     def attach(self, source: Watched) -> None:
         """Load and attach, or take over. EnvironmentFault says what is missing. Twice is a programming error."""
-        self._prepare(source, attach=True)
+        types = self._kernel_types(source.fstype)
+        self._prepare(source, types, attach=True)
+        types.keep()
         if self.adopted:
             # What the process before had drained and not read was told under an epoch that ends here.
             self.fence()
@@ -104,25 +106,27 @@ class BpfSensor(ABC):
     def trial(self, fstype: str) -> list[Coverage]:
         """What would be in place on a filesystem of this type: everything is loaded, and removed again."""
         try:
-            self._prepare(Filesystem(fstype, 0), attach=False)
+            types = self._kernel_types(fstype)
+            self._prepare(Filesystem(fstype, 0), types, attach=False)
+            types.keep()
             return self.coverage()
         finally:
             self.close()
 
-    def _kernel_types(self, fstype: str) -> Btf:
+    def _kernel_types(self, fstype: str) -> Types:
         """Of the kernel and the filesystem's module; those that the constructor got are given away."""
         types, self._types = self._types, None
         return types or kernel_types((fstype, "iomap"))
 
     @abstractmethod
-    def _prepare(self, source: Watched, *, attach: bool) -> None:
+    def _prepare(self, source: Watched, types: Types, *, attach: bool) -> None:
         """Load, and attach if wanted. EnvironmentFault says what is missing."""
 
     def _load(
         self,
         source: Watched,
         families: Sequence[str],
-        types: Btf,
+        types: Types,
         defines: Sequence[str] = (),
         *,
         trampolines: bool = False,

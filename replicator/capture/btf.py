@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,6 @@ class _Section:
         self._named: dict[int, tuple[Numbers, Numbers]] = {}
         self._offsets: dict[str, int] = {}
         words, position, end, add = self.words, 0, len(self.words), self.positions.append
-        # every start of a sensor waits for this loop: there are 100,000 types
         while position < end:
             add(position)
             info = words[position + 1]
@@ -135,23 +135,57 @@ class _Section:
         return found
 
 
+def read_blobs(modules: tuple[str, ...] = (), directory: Path = BTF_DIRECTORY) -> dict[str, bytes]:
+    """The running kernel's, under "", and those of modules. Modules that are built in, or not loaded, have no file and
+    are passed over. OSError if the kernel has none."""
+    blobs = {"": (directory / "vmlinux").read_bytes()}
+    for module in modules:
+        path = directory / module
+        if path.exists():
+            blobs[module] = path.read_bytes()
+    return blobs
+
+
+class Types(Protocol):
+    """What can be asked of a kernel's types: see Btf."""
+
+    def member(self, type_name: str, member: str) -> Member | None:
+        """See Btf."""
+
+    def has_typedef(self, name: str) -> bool:
+        """See Btf."""
+
+    def tracepoint(self, name: str) -> tuple[str, ...] | None:
+        """See Btf."""
+
+    def enumerator(self, name: str) -> int | None:
+        """See Btf."""
+
+    def function(self, name: str) -> Function | None:
+        """See Btf."""
+
+    def keep(self) -> None:
+        """No more is asked for now: what was found out can be written down."""
+
+
 class Btf:
-    """The types of vmlinux and of the modules that were added."""
+    """The types of vmlinux and of the modules that were added. BtfError if the blob is malformed."""
 
     def __init__(self, vmlinux: bytes) -> None:
         self._sections = [_Section(vmlinux, 1, 0)]
 
     @classmethod
     def of_kernel(cls, modules: tuple[str, ...] = (), directory: Path = BTF_DIRECTORY) -> Btf:
-        """Read the running kernel's. Modules that are built in, or not loaded, have no file and are passed over.
+        """Read the running kernel's. OSError if vmlinux has none; BtfError if it is malformed."""
+        return cls.of_blobs(read_blobs(modules, directory))
 
-        OSError if vmlinux has none; BtfError if it is malformed.
-        """
-        btf = cls((directory / "vmlinux").read_bytes())
-        for module in modules:
-            path = directory / module
-            if path.exists():
-                btf.add(path.read_bytes(), module)
+    @classmethod
+    def of_blobs(cls, blobs: Mapping[str, bytes]) -> Btf:
+        """Of what `read_blobs` read."""
+        btf = cls(blobs[""])
+        for module, blob in blobs.items():
+            if module:
+                btf.add(blob, module)
         return btf
 
     def add(self, blob: bytes, module: str) -> None:
@@ -205,6 +239,9 @@ class Btf:
                 result, arguments = self._prototype(number << 32 | id, section.words[position + 2])
                 found = Function(id, section.module, arguments, result)
         return found
+
+    def keep(self) -> None:
+        """Nothing: it is as quick to ask the next time."""
 
     def _prototype(self, where: int, type_id: int) -> tuple[str, tuple[str, ...]]:
         section, position = self._at(where, type_id)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from replicator.capture import tracepoint, vfs
-from replicator.capture.btf import Btf
+from replicator.capture.btf import Types
 from replicator.capture.layout import FunctionHook
 from replicator.capture.source import judge
 from replicator.capture.vfs import Mechanisms
@@ -60,13 +60,13 @@ class Choice:
     reason: str
 
 
-def choices(fstype: str, types: Btf, offered: Mechanisms, fanotify: bool) -> tuple[Choice, ...]:
+def choices(fstype: str, types: Types, offered: Mechanisms, fanotify: bool) -> tuple[Choice, ...]:
     """For each family. `fanotify`: whether that is to be had."""
     families = [name for name in FAMILIES if not (name == "direct" and fstype == "tmpfs")]
     return tuple(_choose(name, fstype, types, offered, fanotify) for name in families)
 
 
-def _choose(family: str, fstype: str, types: Btf, offered: Mechanisms, fanotify: bool) -> Choice:
+def _choose(family: str, fstype: str, types: Types, offered: Mechanisms, fanotify: bool) -> Choice:
     options: list[Option] = []
     lacking = "" if family == "direct" and not _needs_functions(types) else _lacking(FAMILIES[family], fstype, types)
     if family == "direct" and not _needs_functions(types):
@@ -87,12 +87,12 @@ def _choose(family: str, fstype: str, types: Btf, offered: Mechanisms, fanotify:
     return Choice(family, tuple(options), chosen.mechanism, reason)
 
 
-def _needs_functions(types: Btf) -> bool:
+def _needs_functions(types: Types) -> bool:
     """Whether no tracepoint tells of direct writes that complete in the background."""
     return vfs.direct_families("ext4", types) == ("vfs_direct",)
 
 
-def _lacking(family: str, fstype: str, types: Btf) -> str:
+def _lacking(family: str, fstype: str, types: Types) -> str:
     """What of a family of functions this kernel does not have, in words; empty if nothing."""
     text = (ebpf_directory() / f"{family}.c").read_text()
     objections = {hook.function: why for hook, why in _functions(text, fstype, types) if why is not None}
@@ -103,11 +103,11 @@ def _lacking(family: str, fstype: str, types: Btf) -> str:
     return "; ".join(f"{function}: {why}" for function, why in objections.items())
 
 
-def _functions(text: str, fstype: str, types: Btf) -> Iterable[tuple[FunctionHook, str | None]]:
+def _functions(text: str, fstype: str, types: Types) -> Iterable[tuple[FunctionHook, str | None]]:
     return ((hook, why) for hook, why in judge(text, fstype, types).items() if isinstance(hook, FunctionHook))
 
 
-def _lacking_tracepoints(fstype: str, types: Btf) -> str:
+def _lacking_tracepoints(fstype: str, types: Types) -> str:
     usable = False
     for family in tracepoint.families_on(fstype, types):
         if family == fstype:
@@ -118,6 +118,6 @@ def _lacking_tracepoints(fstype: str, types: Btf) -> str:
     return f"the module {fstype} is not loaded" if not_loaded(fstype, types) else "this kernel has none that serve"
 
 
-def not_loaded(fstype: str, types: Btf) -> bool:
+def not_loaded(fstype: str, types: Types) -> bool:
     """Whether the filesystem is a module that nobody has loaded, so that nothing is known of it."""
     return fstype in _INODES and types.member(*_INODES[fstype]) is None

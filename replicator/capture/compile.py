@@ -1,40 +1,37 @@
 """From C to eBPF instructions, once for each kernel and version.
 
-Takes a text; gives an object. The compiler (BCC's clang) runs in a process of its own, and what it made is kept in a
-cache directory under a name made of all that went into it. A kept object is complete or absent, and believed only if
-nobody but root could have written it. Failures of the environment are EnvironmentFaults with cause and cure.
+Takes a text; gives an object. The compiler (BCC's clang) runs in a process of its own, and what it made is kept in the
+cache. Failures of the environment are EnvironmentFaults with cause and cure.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import stat
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import xxhash
 
-from replicator.capture.btf import BTF_DIRECTORY, Btf, BtfError
-from replicator.capture.headers import CACHE, header_tree
+from replicator.capture import cache
+from replicator.capture.btf import BTF_DIRECTORY, BtfError, read_blobs
+from replicator.capture.cache import CACHE
+from replicator.capture.headers import header_tree
 from replicator.capture.object import Object
+from replicator.capture.remembered import RememberedTypes
 from replicator.errors import EnvironmentFault
 from replicator.resources import bcc_origin
 
 _log = logging.getLogger(__name__)
 
-KEPT = 24
-"""Objects in the cache; the oldest make room for new ones."""
-_PREFIX = "programs-"
+_KIND = "programs"
 
 
-def kernel_types(modules: tuple[str, ...] = ()) -> Btf:
-    """The running kernel's BTF with that of `modules`. EnvironmentFault if there is none."""
+def kernel_types(modules: tuple[str, ...] = ()) -> RememberedTypes:
+    """What the running kernel says of its types, with those of `modules`. EnvironmentFault if it says nothing."""
     try:
-        return Btf.of_kernel(modules, BTF_DIRECTORY)
+        return RememberedTypes(read_blobs(modules, BTF_DIRECTORY))
     except OSError as fault:
         raise EnvironmentFault(
             f"cannot read the kernel's type information {fault.filename}: {fault.strerror}; use a kernel built with "
@@ -44,50 +41,25 @@ def kernel_types(modules: tuple[str, ...] = ()) -> Btf:
         raise EnvironmentFault(f"the kernel's type information is not readable: {fault}; use another kernel") from fault
 
 
-def compiled(text: str, cache: Path = CACHE, release: str | None = None) -> Object:
+def compiled(text: str, directory: Path = CACHE, release: str | None = None) -> Object:
     """The object of one text for a kernel, or the running one: from the cache or made now."""
-    tree = header_tree(cache, release)
+    tree = header_tree(directory, release)
     bcc = bcc_origin()
     made_by = f"{tree.name} {bcc} {bcc.stat().st_mtime_ns}"
-    place = cache / f"{_PREFIX}{xxhash.xxh3_128_hexdigest(f'{made_by} {text}'.encode())}"
-    kept = _kept(place)
-    if kept is None:
-        kept = _compile(text, tree)
-        _keep(place, kept)
-    return kept
+    place = cache.place(directory, _KIND, xxhash.xxh3_128_hexdigest(f"{made_by} {text}".encode()))
+    made = _object(cache.kept(place))
+    if made is None:
+        made = _compile(text, tree)
+        cache.keep(place, made.dump())
+    return made
 
 
-def _kept(place: Path) -> Object | None:
+def _object(kept: bytes | None) -> Object | None:
     try:
-        with place.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                return None
-            return Object.load(file.read())
-    except (OSError, ValueError) as fault:
-        _log.debug("%s cannot be used: %s", place, fault)
+        return None if kept is None else Object.load(kept)
+    except ValueError as fault:
+        _log.debug("a compiled program cannot be used: %s", fault)
         return None
-
-
-def _keep(place: Path, made: Object) -> None:
-    """Put it beside its place, sync it, rename it. A cache that cannot be written only costs time."""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=".programs-", dir=place.parent)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(made.dump())
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).rename(place)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
-        every = sorted(place.parent.glob(f"{_PREFIX}*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        for old in every[KEPT:]:
-            old.unlink(missing_ok=True)
-    except OSError as fault:
-        _log.debug("the compiled programs are not kept in %s: %s", place.parent, fault)
 
 
 def _compile(text: str, tree: Path) -> Object:

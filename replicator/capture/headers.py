@@ -14,9 +14,8 @@ from pathlib import Path
 
 import xxhash
 
+from replicator.capture.cache import CACHE
 from replicator.errors import EnvironmentFault
-
-CACHE = Path("/var/cache/rsyncfs")
 
 _KCONFIG = """\
 #ifndef RSYNCFS_KCONFIG_H

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from replicator.capture.btf import Btf, BtfError
+from replicator.capture.btf import BtfError, Types
 
 _ACCESS = re.compile(r"\b(FIELD|ADDRESS|CONTAINER|HAS_FIELD)\((\w+), (\w+)\b")
 _HOOK = re.compile(r"^HOOK\((\w+), (\w+)((?:, [^,()]+)*)\)$", re.MULTILINE)
@@ -44,7 +44,7 @@ class Hook:
     interrupts: bool = False
     """Whether interrupts come there too."""
 
-    def objection(self, btf: Btf) -> str | None:
+    def objection(self, btf: Types) -> str | None:
         """Why this hook cannot be used on the kernel that `btf` describes; None if it can."""
         there = btf.tracepoint(self.tracepoint)
         if there is None:
@@ -84,13 +84,13 @@ class FunctionHook:
             found.append(at)
         return tuple(found)
 
-    def superfluous(self, btf: Btf) -> bool:
+    def superfluous(self, btf: Types) -> bool:
         """Whether nothing is lost without this hook on the kernel that `btf` describes."""
         if self.instead:
             return btf.function(self.instead) is not None
         return self.optional and btf.function(self.function) is None
 
-    def objection(self, btf: Btf) -> str | None:
+    def objection(self, btf: Types) -> str | None:
         """Why this hook cannot be used on the kernel that `btf` describes; None if it can."""
         there = btf.function(self.function)
         if there is None:
@@ -155,7 +155,7 @@ def _enumerators(source: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys(_ENUMERATOR.findall(text)))
 
 
-def missing(source: str, btf: Btf) -> list[str]:
+def missing(source: str, btf: Types) -> list[str]:
     """What `source` reads and the kernel lacks: "type.member" and names of enumerators.
 
     Types that `source` asks HAS_FIELD about are its own care, as are enumerators with a fallback.
@@ -178,7 +178,7 @@ def missing(source: str, btf: Btf) -> list[str]:
     return lacking
 
 
-def constants(sources: Iterable[str], btf: Btf) -> str:
+def constants(sources: Iterable[str], btf: Types) -> str:
     """The `#define`s that `sources` need.
 
     RSYNCFS_HAS_, RSYNCFS_OFFSET_ and RSYNCFS_TYPE_ of every member used, RSYNCFS_ENUM_ of every enumerator.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from replicator.capture import bpf
-from replicator.capture.btf import Btf, Function
+from replicator.capture.btf import Function, Types
 from replicator.capture.kept import Build, KeptProgram, Signature
 from replicator.capture.layout import FunctionHook, Hook
 from replicator.capture.maps import Map
@@ -54,7 +54,7 @@ class Program:
         self,
         assembly: Assembly,
         made: Object,
-        types: Btf,
+        types: Types,
         sizes: Mapping[str, int],
         *,
         trampolines: bool = True,
@@ -213,7 +213,7 @@ class Program:
         except OSError as fault:
             self.excluded.append(_refusal(hook, fault))
 
-    def _attach_at_tracepoint(self, hook: Hook, types: Btf) -> None:
+    def _attach_at_tracepoint(self, hook: Hook, types: Types) -> None:
         with self._excluding(hook):
             # the kernel calls them in the order in which they were attached
             for spare in range(1 + self._spares_of(hook, types)):
@@ -225,7 +225,7 @@ class Program:
         )
         self._link(Loaded(hook, TRACEPOINT, program, spare, program_name(hook, spare)), hook.tracepoint)
 
-    def _spares_of(self, hook: AnyHook, types: Btf) -> int:
+    def _spares_of(self, hook: AnyHook, types: Types) -> int:
         return min(self._spares, most_spares(hook, types))
 
     def _link(self, loaded: Loaded, tracepoint: str | None = None) -> None:
@@ -238,7 +238,7 @@ class Program:
             raise
         self.loaded.append(loaded)
 
-    def _attach_function(self, hook: FunctionHook, types: Btf) -> None:
+    def _attach_function(self, hook: FunctionHook, types: Types) -> None:
         function = types.function(hook.function)
         assert function is not None
         refusal: Excluded | None = None

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from replicator.capture.btf import Btf
+from replicator.capture.btf import Types
 
 _MODEL: Final = Path("/sys/kernel/debug/sched/preempt")
 _GUARD: Final = "class_srcu_fast_notrace_t"
@@ -32,7 +32,7 @@ def preemptible(version: str | None = None, model: Path = _MODEL) -> bool:
         return True
 
 
-def tracepoints_preemptible(types: Btf) -> bool:
+def tracepoints_preemptible(types: Types) -> bool:
     """Whether that can happen to programs at raw tracepoints, as it can to those of trampolines everywhere.
 
     Since 7.0 a tracepoint is guarded by SRCU; before, preemption was off while its programs ran.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from replicator import syscalls
 from replicator.capture import vfs
 from replicator.capture.bpf import bpf_refusal
-from replicator.capture.btf import Btf
+from replicator.capture.btf import Types
 from replicator.capture.choice import Choice, choices, not_loaded
 from replicator.capture.compile import kernel_types
 from replicator.capture.select import select_sensor, sensor_name
@@ -154,7 +154,7 @@ def _bpf() -> Finding:
     return Finding("bpf", refusal is None, True, refusal or "ring buffer maps can be made")
 
 
-def _btf() -> tuple[Btf | None, Finding]:
+def _btf() -> tuple[Types | None, Finding]:
     try:
         types = kernel_types(("ext4", "xfs", "btrfs", "iomap"))
     except EnvironmentFault as fault:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from replicator.capture import layout
-from replicator.capture.btf import Btf
+from replicator.capture.btf import Types
 from replicator.capture.preemption import tracepoints_preemptible
 from replicator.errors import EnvironmentFault
 from replicator.resources import ebpf_directory
@@ -69,7 +69,7 @@ def probes_supported() -> bool:
     return os.uname().machine in {*_REGISTERS, *_REGISTER_ARRAY}
 
 
-def assemble(families: Sequence[str], fstype: str, types: Btf, defines: Sequence[str] = ()) -> Assembly:
+def assemble(families: Sequence[str], fstype: str, types: Types, defines: Sequence[str] = ()) -> Assembly:
     """The text for these families. EnvironmentFault if what all of them need is missing."""
     directory = ebpf_directory()
     headers = {name: (directory / name).read_text() for name in HEADERS}
@@ -108,7 +108,7 @@ def assemble(families: Sequence[str], fstype: str, types: Btf, defines: Sequence
     return Assembly("".join(parts), tuple(wanted), tuple(excluded))
 
 
-def judge(text: str, fstype: str, types: Btf) -> dict[AnyHook, str | None]:
+def judge(text: str, fstype: str, types: Types) -> dict[AnyHook, str | None]:
     """Every hook of one source that concerns `fstype`, with why the kernel cannot have it (None if it can)."""
     hooks: list[AnyHook] = [*layout.hooks(text)]
     hooks += [
@@ -129,7 +129,7 @@ _PROBE_MEMBERS: Final = "".join(
 )
 
 
-def most_spares(hook: AnyHook, types: Btf) -> int:
+def most_spares(hook: AnyHook, types: Types) -> int:
     """How many spare programs are written, for a tracepoint or a trampoline."""
     if isinstance(hook, layout.FunctionHook):
         return 0 if hook.entry else MOST_SPARES
@@ -152,7 +152,7 @@ def probe_programs(hook: layout.FunctionHook) -> tuple[str, str]:
     return f"probe__{hook.function}", f"return__{hook.function}"
 
 
-def _returns_pointer(hook: layout.FunctionHook, types: Btf) -> bool:
+def _returns_pointer(hook: layout.FunctionHook, types: Types) -> bool:
     function = types.function(hook.function)
     return function is not None and function.result.endswith("*")
 
@@ -168,7 +168,7 @@ def _around_tracepoint(number: int, hook: layout.Hook, spares: int) -> str:
     )
 
 
-def _around_function(number: int, hook: layout.FunctionHook, types: Btf, *, noted: bool) -> str:
+def _around_function(number: int, hook: layout.FunctionHook, types: Types, *, noted: bool) -> str:
     """The programs around a body. Without `noted`, it can be called twice for one call, also from an interrupt."""
     function = types.function(hook.function)
     assert function is not None

@@ -7,7 +7,7 @@ trampolines. A hook that this kernel lacks is reported in `coverage()` and does 
 from __future__ import annotations
 
 from replicator.capture.bpf_sensor import BpfSensor
-from replicator.capture.btf import Btf
+from replicator.capture.btf import Types
 from replicator.capture.sensor import Coverage, Watched
 from replicator.errors import EnvironmentFault
 
@@ -47,7 +47,7 @@ def families_of(fstype: str) -> tuple[str, ...]:
         ) from None
 
 
-def families_on(fstype: str, types: Btf) -> tuple[str, ...]:
+def families_on(fstype: str, types: Types) -> tuple[str, ...]:
     """The families for a filesystem type on the kernel that `types` describes."""
     families = families_of(fstype)
     for tracepoint, instead in STAND_INS.items():
@@ -56,7 +56,7 @@ def families_on(fstype: str, types: Btf) -> tuple[str, ...]:
     return families
 
 
-def attributes_by_modify(fstype: str, types: Btf) -> list[Coverage]:
+def attributes_by_modify(fstype: str, types: Types) -> list[Coverage]:
     """FAN_MODIFY, if no hook tells of the attributes that other fanotify events are silent about; else empty."""
     if types.tracepoint("ctime_ns_xchg") is not None or STAND_INS["ctime_ns_xchg"].get(fstype):
         return []
@@ -66,9 +66,8 @@ def attributes_by_modify(fstype: str, types: Btf) -> list[Coverage]:
 class TracepointSensor(BpfSensor):
     """A `Sensor` over raw tracepoints."""
 
-    def _prepare(self, source: Watched, *, attach: bool) -> None:
+    def _prepare(self, source: Watched, types: Types, *, attach: bool) -> None:
         families_of(source.fstype)
-        types = self._kernel_types(source.fstype)
         self._besides = attributes_by_modify(source.fstype, types)
         self._load(source, families_on(source.fstype, types), types, attach=attach)
         program = self._attached()

@@ -13,7 +13,7 @@ from typing import Final
 
 from replicator.capture import bpf, tracepoint
 from replicator.capture.bpf_sensor import TYPES, BpfSensor
-from replicator.capture.btf import Btf
+from replicator.capture.btf import Types
 from replicator.capture.layout import FunctionHook
 from replicator.capture.probes import Probes, probes_refusal
 from replicator.capture.sensor import Coverage, Watched
@@ -51,7 +51,7 @@ class Mechanisms:
         return self.trampolines is None or self.probes is None
 
 
-def mechanisms(types: Btf) -> Mechanisms:
+def mechanisms(types: Types) -> Mechanisms:
     """What this kernel offers, as far as `MECHANISM` allows it. UsageError if that says nonsense."""
     only = os.environ.get(MECHANISM, "")
     if only not in ("", "fexit", "kprobe"):
@@ -63,7 +63,7 @@ def mechanisms(types: Btf) -> Mechanisms:
     )
 
 
-def direct_families(fstype: str, types: Btf) -> tuple[str, ...]:
+def direct_families(fstype: str, types: Types) -> tuple[str, ...]:
     """Those that see direct writes complete in the background; tracepoints tell of them since Linux 6.5."""
     if fstype == "tmpfs":
         return ()
@@ -78,14 +78,14 @@ def check(fstype: str) -> None:
         )
 
 
-def families_of(fstype: str, types: Btf) -> tuple[str, ...]:
+def families_of(fstype: str, types: Types) -> tuple[str, ...]:
     """The families for a filesystem type. EnvironmentFault for one that this sensor does not know."""
     check(fstype)
     net = () if fstype == "tmpfs" else (NET,)
     return (*direct_families(fstype, types), *BYTES, *NAMES, *net)
 
 
-def with_tracepoints(families: tuple[str, ...], fstype: str, types: Btf) -> tuple[str, ...]:
+def with_tracepoints(families: tuple[str, ...], fstype: str, types: Types) -> tuple[str, ...]:
     """These families, and those of the tracepoint sensor that are not among them."""
     return (*families, *(one for one in tracepoint.families_on(fstype, types) if one not in families))
 
@@ -93,8 +93,7 @@ def with_tracepoints(families: tuple[str, ...], fstype: str, types: Btf) -> tupl
 class VfsSensor(BpfSensor):
     """A `Sensor` over functions of the kernel."""
 
-    def _prepare(self, source: Watched, *, attach: bool) -> None:
-        types = self._kernel_types(source.fstype)
+    def _prepare(self, source: Watched, types: Types, *, attach: bool) -> None:
         families = families_of(source.fstype, types)
         offered = mechanisms(types)
         if not offered.usable:
@@ -122,7 +121,7 @@ class VfsSensor(BpfSensor):
         self,
         source: Watched,
         families: tuple[str, ...],
-        types: Btf,
+        types: Types,
         offered: Mechanisms,
         attach: bool,
         *,

@@ -22,6 +22,7 @@ from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
 from replicator.mirror.steps import LIMBO
 from replicator.model import Attributes, FileId, Kind, Slot, kind_of
+from replicator.verify.digests import UNKNOWN
 
 
 class Entry(NamedTuple):
@@ -122,13 +123,14 @@ class Inspection:
                 os.close(fd)
         return found
 
-    def names(self, id: FileId) -> dict[bytes, FileId | None]:
-        """All names in a known directory, on disk or in the inventory, without the replica's own, and what they mean;
-        None is unknown. OSError, KeyError."""
-        known: dict[bytes, FileId | None] = dict(self._inventory.children(id))
+    def names(self, id: FileId) -> dict[bytes, bytes]:
+        """All names in a known directory, on disk or in the inventory, without the replica's own, and what they mean:
+        the wide form of an id, or UNKNOWN. Sorted. OSError, KeyError."""
+        known = self._inventory.ids_in(id)
         with _astray_is_missing():
             extra = self._foreign.extra_names(id, known)
-        return known | dict.fromkeys(extra)
+        known.update(dict.fromkeys(extra, UNKNOWN))
+        return dict(sorted(known.items()))
 
     def count(self, place: Slot, most: int) -> int:
         """How many names would be lost with a place and all beneath it, up to `most`; that too if it cannot be read.

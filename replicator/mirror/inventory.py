@@ -93,18 +93,23 @@ class Inventory:
         """See View."""
         if directory == LIMBO:
             return list(self._in_limbo.items())
+        return [(name, id_of(key)) for name, key in self.ids_in(directory).items()]
+
+    # -- beyond the View
+
+    def ids_in(self, directory: FileId) -> dict[bytes, bytes]:
+        """The names in a directory (not in limbo), with the wide forms of their ids."""
         changed: set[bytes] = set()
         for layer in self._layers():
             changed |= layer.names.get(directory, set())
-        rows = self._db.execute("SELECT name, id FROM slots WHERE parent = ?", (key_of(directory),)).fetchall()
-        found = [(name, id_of(key)) for name, key in rows if name not in changed]
+        found = dict(self._db.execute("SELECT name, id FROM slots WHERE parent = ?", (key_of(directory),)).fetchall())
         for name in changed:
             id = self.bound(Slot(directory, name))
-            if id is not None:
-                found.append((name, id))
+            if id is None:
+                found.pop(name, None)
+            else:
+                found[name] = key_of(id)
         return found
-
-    # -- beyond the View
 
     def handle(self, id: FileId) -> bytes:
         """The replica's own file handle of a known inode. KeyError if it is not known."""

@@ -6,7 +6,6 @@ Plain conversions and one bag of dictionaries; nothing here decides anything.
 from __future__ import annotations
 
 import sqlite3
-import struct
 
 from replicator.mirror.steps import Record
 from replicator.model import FileId, Kind, Slot
@@ -21,7 +20,6 @@ CREATE TABLE IF NOT EXISTS slots (
     parent BLOB NOT NULL, name BLOB NOT NULL, id BLOB NOT NULL, PRIMARY KEY (parent, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS slots_id ON slots (id);
 """
-_KEY = struct.Struct(">QQQQ")
 
 Entry = tuple[Record, bytes]
 """What is known of an inode, and the replica's own file handle of it."""
@@ -29,12 +27,12 @@ Entry = tuple[Record, bytes]
 
 def key_of(id: FileId) -> bytes:
     """An id as a key column."""
-    return _KEY.pack(*id)
+    return id.wide()
 
 
 def id_of(key: bytes) -> FileId:
     """The id in a key column."""
-    return FileId(*_KEY.unpack(key))
+    return FileId.of_wide(key)
 
 
 class Layer:

@@ -15,7 +15,8 @@ import logging
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -24,14 +25,18 @@ from replicator.errors import EnvironmentFault
 from replicator.scan.device import open_device
 from replicator.scan.ext2fs import Run, read_layout
 from replicator.scan.ext4_table import Decoded, decode
+from replicator.scan.parallel import side_by_side
 from replicator.scan.row import Numbers, Rows
 from replicator.tree.handles import SourceRoot
 
-PIECE: Final = 1 << 20
-"""Bytes that are read and decoded at a time: they stay in the processor's cache in between."""
+PIECE: Final = 2 << 20
+"""Bytes that are read and decoded at a time: what is done to them takes long beside waking the other thread."""
 
-AHEAD: Final = 32
-"""Pieces that the kernel is asked to fetch from disk ahead."""
+PARTS: Final = 2
+"""Threads that read and decode, while a third compares: more only wait for one another."""
+
+AHEAD: Final = 8
+"""Pieces of each part that the kernel is asked to fetch from disk ahead."""
 
 AT_START: Final = 256 << 20
 """Bytes that are fetched ahead of the whole scan, at most."""
@@ -73,22 +78,24 @@ class Ext4Scan:
 
     def __iter__(self) -> Iterator[Rows]:
         device = open_device(self._source)
+        odd = 0
         try:
-            yield from self._batches(device)
+            for decoded in side_by_side([self._part(device, number) for number in range(PARTS)]):
+                odd += decoded.odd
+                if len(decoded.rows):
+                    yield decoded.rows
         finally:
             os.close(device)
-
-    def _batches(self, device: int) -> Iterator[Rows]:
-        size = self._layout.inode_size
-        buffer = np.empty(PIECE, np.uint8)
-        odd = 0
-        for piece in self._fetched(device, pieces_of(self._layout.runs, PIECE // size, size)):
-            decoded = self._read(device, piece, buffer)
-            odd += decoded.odd
-            if len(decoded.rows):
-                yield decoded.rows
         if odd:
             log.warning("%d inodes on the device of %s are damaged: check it (e2fsck)", odd, self._source.path)
+
+    def _part(self, device: int, number: int) -> Generator[Decoded, None, None]:
+        """Every PARTS-th piece."""
+        size = self._layout.inode_size
+        buffer = np.empty(PIECE, np.uint8)
+        pieces = islice(pieces_of(self._layout.runs, PIECE // size, size), number, None, PARTS)
+        for piece in self._fetched(device, pieces):
+            yield self._read(device, piece, buffer)
 
     def _fetched(self, device: int, pieces: Iterator[list[Run]]) -> Iterator[list[Run]]:
         """The pieces, the kernel being asked for what comes after each of them."""

@@ -32,6 +32,10 @@ class Unlisted:
         if directory not in self._dues:
             self._dues[directory] = Due(self._debts.generations.hold(generation), now)
 
+    def oldest(self) -> int:
+        """The time of the one that waits for longest; there must be one."""
+        return next(iter(self._dues.values())).since
+
     def take(self, most: int, now: int) -> dict[FileId, Due]:
         """Up to `most` that the replica knows by now; with their tokens.
 

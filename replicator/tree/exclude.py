@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
-
 from replicator.errors import UsageError
 from replicator.model import FileId
 
@@ -90,6 +88,8 @@ class _Rule:
         # The slash at the end is taken off here, for then a pattern matches exactly what it names.
         directories_only = text.endswith("/")
         body = text.rstrip("/")
+        from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern  # 10 ms, and few sources have patterns
+
         if not body.removeprefix("!"):
             raise UsageError(f"exclude pattern {pattern!r} matches nothing: give a name, a path or a glob")
         try:

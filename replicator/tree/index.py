@@ -12,11 +12,11 @@ while it is iterated. sqlite3.Error when the store fails.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
 from replicator.model import FileId, Kind, Slot
-from replicator.tree.store import Entry, Told
+from replicator.tree.store import Entry, Told, id_of, key_of
 
 CACHED: Final = 1 << 13
 """Inodes and slots that are as the store has them and are kept in memory."""
@@ -34,7 +34,7 @@ class Names(Protocol):
     def get(self, slot: Slot) -> FileId | None:
         """See IndexStore."""
 
-    def children(self, directory: FileId) -> list[tuple[bytes, FileId]]:
+    def entries(self, directory: FileId) -> list[tuple[bytes, bytes]]:
         """See IndexStore."""
 
     def listing(self, directory: FileId) -> list[tuple[bytes, FileId, bool, bool]]:
@@ -61,7 +61,7 @@ class _Nothing:
     def get(self, _: Slot) -> FileId | None:
         return None
 
-    def children(self, _: FileId) -> list[tuple[bytes, FileId]]:
+    def entries(self, _: FileId) -> list[tuple[bytes, bytes]]:
         return []
 
     def listing(self, _: FileId) -> list[tuple[bytes, FileId, bool, bool]]:
@@ -169,16 +169,35 @@ class TreeIndex:
 
     def children(self, directory: FileId) -> dict[bytes, FileId]:
         """The names in a directory as they are now; empty for whatever is not a member directory."""
+        return {name: id_of(key) for name, key in self.entries(directory).items()}
+
+    def entries(self, directory: FileId) -> dict[bytes, bytes]:
+        """As `children`, sorted, with the keys of the ids."""
         node = self._node(directory)
         if node is None or node.kind is not Kind.DIRECTORY:
             return {}
-        found = dict(self._store.children(directory)) if node.stored else {}
-        for name, id in self._over.get(directory, {}).items():
+        found = dict(self._store.entries(directory)) if node.stored else {}
+        over = self._over.get(directory)
+        if not over:
+            return found
+        for name, id in over.items():
             if id is None:
                 found.pop(name, None)
             else:
-                found[name] = id
-        return found
+                found[name] = key_of(id)
+        return dict(sorted(found.items()))
+
+    def unlike(self, directory: FileId, numbers: Mapping[bytes, int]) -> list[bytes]:
+        """The names that are in a directory here or there (`numbers`: of inodes, by name), without those that mean the
+        same number here and there. An inode of another root than the directory's is never the same."""
+        get, root = numbers.get, key_of(directory._replace(ino=0))[1:-4]
+        entries = self.entries(directory)
+        found = [
+            name
+            for name, key in entries.items()
+            if key[(end := 1 + (key[0] >> 4)) : -4] != root or int.from_bytes(key[1:end], "big") != get(name)
+        ]
+        return found + [name for name in numbers if name not in entries]
 
     def slots_of(self, inode: FileId) -> tuple[Slot, ...]:
         """All slots the id is in."""

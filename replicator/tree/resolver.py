@@ -223,12 +223,13 @@ class Resolver:
                     self._lists[directory] = due
                     changes.failed.append((directory, error))
                     return
-                known, names = self.index.children(directory), names or {}
-                for name in known.keys() | names.keys():
-                    id = known.get(name)
-                    # Of subvolumes only the number that all of their roots have is told.
-                    if due.numbers and id is not None and id.root == directory.root and names.get(name) == id.ino:
-                        continue
+                there = names or {}
+                # Of subvolumes only the number that all of their roots have is told.
+                for name in (
+                    self.index.unlike(directory, there)
+                    if due.numbers
+                    else self.index.entries(directory).keys() | there.keys()
+                ):
                     self._follow(self._due, Slot(directory, name), due, force=due.force)
             self._generations.release(due.generation)
 

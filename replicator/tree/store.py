@@ -13,14 +13,14 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from replicator.model import FileId, Kind, Slot
+from replicator.model import WIDE, FileId, Kind, Slot
 from replicator.tree.stamps import PAGE, STAMP, Stamp, Stamps, cleared, is_there, place_of, size_in, stamped
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,22 @@ def key_of(id: FileId) -> bytes:
 
 def id_of(key: bytes) -> FileId:
     """Read `key_of` back."""
-    # Directories of thousands of names are read with it.
     number, ino, root = int.from_bytes(key, "big"), (key[0] >> 4) * 8, (key[0] & 15) * 8
     return FileId(0, number >> 32 & (1 << root) - 1, number >> 32 + root & (1 << ino) - 1, number & 0xFFFFFFFF)
+
+
+def wide(keys: Sequence[bytes]) -> bytes:
+    """The wide forms of the ids of many keys, one after the other."""
+    rows = np.zeros((len(keys), WIDE), np.uint8)
+    heads = np.fromiter((key[0] for key in keys), np.uint8, len(keys))
+    for head in np.unique(heads).tolist():  # those of one length
+        (at,) = np.nonzero(heads == head)
+        ino, root = 1 + (head >> 4), head & 15
+        group = np.frombuffer(b"".join([keys[place] for place in at.tolist()]), np.uint8).reshape(len(at), -1)
+        rows[at, 16 - root : 16] = group[:, ino : ino + root]
+        rows[at, 25 - ino : 24] = group[:, 1:ino]
+        rows[at, 28:] = group[:, -4:]
+    return rows.tobytes()
 
 
 @dataclass(slots=True)
@@ -170,10 +183,10 @@ class IndexStore:
         ).fetchone()
         return None if row is None else id_of(row[0])
 
-    def children(self, directory: FileId) -> list[tuple[bytes, FileId]]:
-        """Everything in a directory, by name."""
+    def entries(self, directory: FileId) -> list[tuple[bytes, bytes]]:
+        """Everything in a directory, by name, with the keys of the ids."""
         rows = self._reader.execute("SELECT name, id FROM names WHERE parent = ? ORDER BY name", (key_of(directory),))
-        return [(name, id_of(key)) for name, key in rows.fetchall()]
+        return rows.fetchall()
 
     def listing(self, directory: FileId) -> list[tuple[bytes, FileId, bool, bool]]:
         """(name, id, whether it is a directory, whether it has other names too) of everything in a directory."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 import xxhash
 
-from replicator.model import FileId, replicated_xattr
+from replicator.model import WIDE, replicated_xattr
 
 LABEL = b"security.selinux"
 """The replica's host may give every file one; it counts only where the source has one."""
-_ID: Final = struct.Struct(">QQQQ")
+UNKNOWN: Final = b"\xff" * WIDE
+"""In the place of an id: an inode that the source does not have."""
 
 
 def xattrs_digest(xattrs: Mapping[bytes, bytes], *, labelled: bool) -> str:
@@ -24,7 +24,9 @@ def xattrs_digest(xattrs: Mapping[bytes, bytes], *, labelled: bool) -> str:
     return digest.hexdigest()
 
 
-def names_digest(names: Iterable[tuple[bytes, FileId | None]]) -> str:
-    """One hash of a directory's names and what they mean; both sides make the same of the same."""
-    text = [name + (b"//" if id is None else b"/" + _ID.pack(*id)) for name, id in sorted(names)]
-    return xxhash.xxh3_128_hexdigest(b"".join(text))
+def names_digest(names: Iterable[bytes], ids: bytes) -> str:
+    """One hash of a directory's names and what they mean; both sides make the same of the same.
+
+    `names` are sorted, `ids` those of the inodes that they mean, in that order, WIDE bytes each (see `wide_id`).
+    """
+    return xxhash.xxh3_128_hexdigest(b"/".join(names) + b"//" + ids)

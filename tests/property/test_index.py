@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from replicator.model import FileId, Kind, Slot
 from replicator.tree.index import TreeIndex
-from replicator.tree.store import Entry, IndexStore, Told
+from replicator.tree.store import Entry, IndexStore, Told, id_of, key_of, wide
 
 ROOT = FileId(0, 0, 2, 1)
 DIRECTORIES = [FileId(0, 0, 10 + number, 1) for number in range(4)]
-FILES = [FileId(0, 0, 20 + number, 1) for number in range(4)]
+FILES = [FileId(0, 0, 20 + number, 1) for number in range(3)] + [FileId(0, 7, 20, 1)]
 NAMES = [b"a", b"b", b"c"]
 
 steps = st.lists(
@@ -27,6 +27,13 @@ steps = st.lists(
     ),
     max_size=40,
 )
+
+
+@given(st.lists(st.builds(FileId, st.just(0), *[st.integers(0, 2**64 - 1)] * 2, st.integers(0, 2**32 - 1))))
+def test_keys_are_read_back_each_and_many_at_once(ids: list[FileId]) -> None:
+    keys = [key_of(id) for id in ids]
+    assert [id_of(key) for key in keys] == ids
+    assert wide(keys) == b"".join(id.wide() for id in ids)
 
 
 class Naive:
@@ -198,7 +205,15 @@ def _assert_equal(index: TreeIndex, naive: Naive) -> None:
             listed = list(index.subtree(each))
             assert len(listed) == len(set(listed))
             assert set(listed) == naive.below(each)
-        assert index.children(each) == {where.name: held for where, held in naive.slots.items() if where.parent == each}
+        there = {where.name: held for where, held in naive.slots.items() if where.parent == each}
+        assert index.children(each) == there
+        assert list(index.entries(each)) == sorted(there)
+        for seen in ({}, {name: id.ino for name, id in there.items()}, dict.fromkeys(NAMES, FILES[0].ino)):
+            assert set(index.unlike(each, seen)) == {
+                name
+                for name in there.keys() | seen.keys()
+                if name not in there or there[name].root != each.root or there[name].ino != seen.get(name)
+            }
         for name in NAMES:
             assert index.get(Slot(each, name)) == naive.slots.get(Slot(each, name))
     assert len(index) == len(naive.members)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from replicator.capture import vfs
-from replicator.capture.btf import Btf
+from replicator.capture.btf import Btf, Types
 from replicator.capture.sensor import Filesystem
 from replicator.capture.tracepoint import NEWER
 from replicator.capture.vfs import Mechanisms, VfsSensor
@@ -18,12 +18,12 @@ from tests.unit.capture.made_btf import kernel
 class Loading(VfsSensor):
     """Records what would be loaded, on a kernel that refuses the functions of some families."""
 
-    def __init__(self, refused: set[str], types: Btf) -> None:
-        super().__init__(types=types)
+    def __init__(self, refused: set[str]) -> None:
+        super().__init__()
         self.refused = refused
         self.loads: list[tuple[set[str], bool]] = []
 
-    def _load(self, source: Any, families: Sequence[str], types: Btf, defines: Sequence[str] = (), **_: Any) -> None:
+    def _load(self, source: Any, families: Sequence[str], types: Types, defines: Sequence[str] = (), **_: Any) -> None:
         self.loads.append((set(families), "RSYNCFS_VFS_WRITE" in defines))
 
     def _lacking(self, families: tuple[str, ...]) -> list[str]:
@@ -38,8 +38,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch, *refused: str) -> Loading:
     for name in NEWER:
         maker.tracepoint(name)
     monkeypatch.setattr(vfs, "mechanisms", lambda types: Mechanisms(None, "no probes here"))
-    sensor = Loading(set(refused), Btf(maker.blob()))
-    sensor._prepare(Filesystem("ext4", 1), attach=True)
+    sensor = Loading(set(refused))
+    sensor._prepare(Filesystem("ext4", 1), Btf(maker.blob()), attach=True)
     return sensor
 
 
