@@ -278,7 +278,7 @@ def programs(state: Path) -> set[int]:
 def gone(numbers: set[int]) -> None:
     """Wait until the kernel has none of these programs."""
     assert numbers
-    eventually(lambda: not numbers & {program["id"] for program in listed("prog")}, 10, f"programs {numbers} are gone")
+    eventually(lambda: not numbers & {program.id for program in listed("prog")}, 10, f"programs {numbers} are gone")
 
 
 def holders(state: Path) -> list[int]:

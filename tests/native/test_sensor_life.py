@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replicator.capture.btf import Btf
 from replicator.capture.event import EventKind
 from replicator.capture.probe import examine, limits
+from replicator.capture.remembered import RememberedTypes
 from replicator.capture.sensor import Filesystem
 from replicator.capture.tracepoint import FAMILIES, MODIFY, TracepointSensor
 from replicator.errors import EnvironmentFault
@@ -178,16 +178,16 @@ def test_this_kernel_has_every_hook(tmp_path: Path, fstype: str) -> None:
 
 
 def test_a_missing_hook_is_reported_and_does_not_fail_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Btf.tracepoint
+    real = RememberedTypes.tracepoint
 
-    def lacking(self: Btf, name: str) -> tuple[str, ...] | None:
+    def lacking(self: RememberedTypes, name: str) -> tuple[str, ...] | None:
         if name == "ext4_punch_hole":
             return None
         if name == "ext4_zero_range":
             return ("struct inode *", "int")
         return real(self, name)
 
-    monkeypatch.setattr(Btf, "tracepoint", lacking)
+    monkeypatch.setattr(RememberedTypes, "tracepoint", lacking)
     with traced("ext4", tmp_path / "fs") as place, place.file() as fd:
         missing = {item.mechanism: item.reason for item in place.sensor.coverage() if not item.covered}
         assert missing.keys() == {"raw tracepoint ext4_punch_hole", "raw tracepoint ext4_zero_range"}
@@ -199,8 +199,10 @@ def test_a_missing_hook_is_reported_and_does_not_fail_the_rest(tmp_path: Path, m
 
 def lacking(monkeypatch: pytest.MonkeyPatch, *tracepoints: str) -> None:
     """Make the kernel's types look as if these were not there."""
-    real = Btf.tracepoint
-    monkeypatch.setattr(Btf, "tracepoint", lambda self, name: None if name in tracepoints else real(self, name))
+    real = RememberedTypes.tracepoint
+    monkeypatch.setattr(
+        RememberedTypes, "tracepoint", lambda self, name: None if name in tracepoints else real(self, name)
+    )
 
 
 CTIME = ("inode_set_ctime_to_ts", "ctime_ns_xchg", "ctime_xchg_skip")
@@ -276,12 +278,12 @@ def test_where_direct_writes_pass_no_tracepoint_their_end_is_seen(
 
 
 def test_a_missing_member_leaves_out_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Btf.member
+    real = RememberedTypes.member
 
-    def lacking(self: Btf, type_name: str, member: str) -> object:
+    def lacking(self: RememberedTypes, type_name: str, member: str) -> object:
         return None if (type_name, member) == ("inode", "i_blkbits") else real(self, type_name, member)
 
-    monkeypatch.setattr(Btf, "member", lacking)
+    monkeypatch.setattr(RememberedTypes, "member", lacking)
     with (
         filesystem("ext4", tmp_path / "fs") as point,
         pytest.raises(EnvironmentFault, match=r"none of the ext4 tracepoints .*inode\.i_blkbits"),

@@ -5,7 +5,6 @@ In a machine of its own nobody else has any.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -17,8 +16,9 @@ from replicator.capture.vfs import MECHANISM
 from replicator.keeper.hooks import unhook
 from tests.native.keeping import Watcher, forked, kill_readers, programs, write
 from tests.support.deadline import eventually
-from tests.support.filesystems import filesystem, run
+from tests.support.filesystems import filesystem
 from tests.support.pair import Pair
+from tests.support.programs import listed
 
 KINDS = {"prog": "programs", "map": "maps", "link": "links"}
 SENSORS = {"fexit": "vfs", "kprobe": "vfs", "": "tracepoint"}
@@ -26,11 +26,7 @@ SENSORS = {"fexit": "vfs", "kprobe": "vfs", "": "tracepoint"}
 
 def loaded() -> set[str]:
     """Every BPF program, map and link of this kernel, and every kernel probe of ours, in words."""
-    found = {
-        f"{kind} {entry['id']} {entry.get('type')} {entry.get('name', '')}"
-        for kind in KINDS
-        for entry in json.loads(run("bpftool", "--json", kind, "show") or "[]")
-    }
+    found = {f"{kind} {entry.id} {entry.type} {entry.name}" for kind in KINDS for entry in listed(kind)}
     return found | {line for line in (tracing() / "kprobe_events").read_text().splitlines() if "rsyncfs" in line}
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from replicator.capture import bpf
 from replicator.capture.probes import ROOM_VARIABLE
 from replicator.capture.vfs import MECHANISM
 from tests.conftest import Case, on
 from tests.support.deadline import eventually
-from tests.support.filesystems import filesystem, run
+from tests.support.filesystems import filesystem
 from tests.support.operations import BLOCK, content
 from tests.support.pair import Pair
-from tests.support.programs import maps_of
+from tests.support.programs import map_by_id, maps_of
 
 WRITERS, WRITES = 6, 40
 ONE_LOST_MAP_FULL = [0, 1, 0, 0, 0, 0, 0, 0]
@@ -33,9 +34,12 @@ def test_a_loss_of_nobody_knows_what_mends_whatever_is_different(case: Case) -> 
     assert (case.replica / "touched").read_bytes() == content(20_000, 1)
     sender, resyncs = case.pair.sender, case.pair.resyncs()
     assert sender is not None
-    (counts,) = [entry for entry in maps_of(sender.pid) if entry["name"] == "rsyncfs_counts"]
-    row = [str(byte) for count in ONE_LOST_MAP_FULL for byte in count.to_bytes(8, "little")]
-    run("bpftool", "map", "update", "id", str(counts["id"]), "key", *"0000", "value", *row)
+    (counts,) = [entry for entry in maps_of(sender.pid) if entry.name == "rsyncfs_counts"]
+    descriptor = map_by_id(counts.id)
+    try:
+        bpf.update(descriptor, bytes(4), b"".join(count.to_bytes(8, "little") for count in ONE_LOST_MAP_FULL))
+    finally:
+        os.close(descriptor)
     case.assert_same()
     assert case.pair.resyncs() > resyncs
     assert case.pair.status()["losses"]["lost_map_full"] > 0
