@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from stat import S_IFREG
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -84,21 +84,29 @@ def cleared(rows: npt.NDArray[np.void], id: FileId) -> None:
 class Stamps:
     """Many stamps, by column: of whole pages, in ascending order, each added once."""
 
-    def __init__(self, root: int, pages: int) -> None:
-        """Room for `pages`; all inodes lie in `root`."""
+    def __init__(self, root: int, room: int) -> None:
+        """For up to `room` pages (room that is not used is not taken); all inodes lie in `root`."""
         self.root = root
-        self.pages = np.empty(pages, np.uint64)
-        """Their numbers."""
-        self.columns = {name: np.empty(pages * PAGE, STAMP[name]) for name in STAMP.names or ()}
-        """Of all places of all pages."""
+        self._pages = np.empty(room, np.uint64)
+        self._columns = {name: np.empty(room * PAGE, STAMP[name]) for name in STAMP.names or ()}
         self._filled = 0
+
+    @property
+    def pages(self) -> npt.NDArray[np.uint64]:
+        """Their numbers."""
+        return self._pages[: self._filled]
+
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Of all places of all pages."""
+        return {name: column[: self._filled * PAGE] for name, column in self._columns.items()}
 
     def add(self, pages: Sequence[int], blobs: Iterable[bytes]) -> None:
         """The next pages, as they are stored."""
         rows = np.frombuffer(b"".join(blobs), STAMP)
         to = self._filled + len(pages)
-        self.pages[self._filled : to] = pages
-        for name, column in self.columns.items():
+        self._pages[self._filled : to] = pages
+        for name, column in self._columns.items():
             column[self._filled * PAGE : to * PAGE] = rows[name]
         self._filled = to
 
