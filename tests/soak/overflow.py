@@ -39,6 +39,8 @@ DROPPED = "rsyncfs_events_dropped_total"
 RESYNC = 'rsyncfs_resyncs_total{cause="events_lost"}'
 ROOM = 16_384
 """No write reaches further."""
+SIZE = 16 << 30
+"""Bytes of a filesystem: btrfs has writers wait for one another when a small one may become full."""
 DIRECTORIES = 100
 SIZES = {1: (), 2: ("--ring-bytes", "4096"), 3: ("--ring-bytes", "4096", "--lost-inodes", "64")}
 """What forces each tier, of a storm that is long enough: a ring of one page; and a map that holds few of the files."""
@@ -112,7 +114,10 @@ def vouched_for(state: Path, inodes: int) -> bool:
 
 def overflow(fstype: str, directory: Path, storm: Storm, options: Sequence[str] = ()) -> dict[str, Any]:
     """One storm on new filesystems below `directory`; the figures. AssertionError if a process fails."""
-    with filesystem(fstype, directory / "source") as source, filesystem(fstype, directory / "replica") as replica:
+    with (
+        filesystem(fstype, directory / "source", SIZE) as source,
+        filesystem(fstype, directory / "replica", SIZE) as replica,
+    ):
         for place in (source / "root", replica / "root", directory / "state"):
             place.mkdir()
         quiet = prepare(source / "root", storm)
