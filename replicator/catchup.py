@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -33,6 +34,9 @@ BACKLOG: Final = 4096
 """Dirty inodes above which no more are added."""
 STEP: Final = 4096
 """Inodes at a time."""
+
+# What a suspect is suspected of: bits, for there may be millions.
+_CHANGED, _CONTENT, _NUMBERS_TOO, _MISSING = 1, 2, 4, 8
 
 
 @dataclass(slots=True)
@@ -87,7 +91,9 @@ class Catchup:
         self._surveying = False
         self._again = False
         self._token: int | None = None
-        self._steps: list[Iterator[None]] = []
+        self._suspects: dict[FileId, int] = {}
+        """To be handed over; what several surveys find of an inode meanwhile is said once."""
+        self._sweeps: list[Iterator[None]] = []
 
     def fileno(self) -> int:
         """For a selector: readable when `collect` has something to do."""
@@ -104,7 +110,8 @@ class Catchup:
         Of who is not in the index yet nothing is known: without `content`, what is in their files is.
         """
         self._hold()
-        self._steps.append(self._recent(list(self._not_vouched_for()), content=content))
+        for id in self._not_vouched_for():
+            self._suspect(id, content=content)
         self._outbox.news.doubting = True
         if self._surveying:  # it may have passed by what this one is about
             self._again = True
@@ -128,15 +135,19 @@ class Catchup:
     def sweep(self) -> None:
         """Offer everything to the replica."""
         self._hold()
-        self._steps.append(self._everything())
+        self._sweeps.append(self._everything())
 
     def turn(self, now: int) -> None:
         """Hand some of it over, if there is room."""
         self._worker.collect()
-        while self._steps and len(self._outbox.table) < BACKLOG:
-            if next(self._steps[0], self) is self:
-                del self._steps[0]
-        if self._token is not None and not self._steps and not self._surveying:
+        while len(self._outbox.table) < BACKLOG:
+            if self._suspects:
+                self._hand_over()
+            elif not self._sweeps:
+                break
+            elif next(self._sweeps[0], self) is self:
+                del self._sweeps[0]
+        if self._token is not None and not self._suspects and not self._sweeps and not self._surveying:
             self._outbox.generations.release(self._token)
             self._token = None
             self._outbox.news.doubting = False
@@ -174,7 +185,11 @@ class Catchup:
             len(found.changed),
             len(found.missing),
         )
-        self._steps.append(self._found(found))
+        # The inodes whose numbers others have now are among the missing.
+        for id in found.changed:
+            self._suspect(id, content=True, numbers=found.complete)
+        for id in found.missing:
+            self._suspects[id] = self._suspects.get(id, 0) | _MISSING
         if self._again:
             self._again = False
             self.survey()
@@ -188,19 +203,20 @@ class Catchup:
             if id != index.root or index.pending(id) or index.size(id) is None:
                 yield id
 
-    def _recent(self, ids: list[FileId], *, content: bool, numbers: bool = False) -> Iterator[None]:
-        for first in range(0, len(ids), STEP):
-            now = time.monotonic_ns()
-            for id in ids[first : first + STEP]:
-                self._outbox.suspicion.suspect(id, now, self._token, content=content, numbers=numbers)
-            yield
+    def _suspect(self, id: FileId, *, content: bool, numbers: bool = False) -> None:
+        of = _CHANGED | (_CONTENT if content else 0) | (0 if numbers else _NUMBERS_TOO)
+        self._suspects[id] = self._suspects.get(id, 0) | of
 
-    def _found(self, found: Findings) -> Iterator[None]:
-        # The inodes whose numbers others have now are among the missing.
-        yield from self._recent(found.changed, content=True, numbers=found.complete)
-        for id in found.missing:
-            self._outbox.suspicion.missed(id, time.monotonic_ns(), self._token)
-        yield
+    def _hand_over(self) -> None:
+        """The oldest STEP suspects."""
+        suspicion, now = self._outbox.suspicion, time.monotonic_ns()
+        for id in list(islice(self._suspects, STEP)):
+            of = self._suspects.pop(id)
+            if of & _CHANGED:
+                numbers = not of & _NUMBERS_TOO
+                suspicion.suspect(id, now, self._token, content=bool(of & _CONTENT), numbers=numbers)
+            if of & _MISSING:
+                suspicion.missed(id, now, self._token)
 
     def _everything(self) -> Iterator[None]:
         """Directories first, since a replica's file is recognised by its name in one. Who becomes a member from now on
