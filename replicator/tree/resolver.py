@@ -224,12 +224,11 @@ class Resolver:
                     changes.failed.append((directory, error))
                     return
                 there = names or {}
-                # Of subvolumes only the number that all of their roots have is told.
-                for name in (
-                    self.index.unlike(directory, there)
-                    if due.numbers
-                    else self.index.entries(directory).keys() | there.keys()
-                ):
+                if due.numbers:  # of subvolumes only the number that all of their roots have is told
+                    doubtful = {*self.index.unlike(directory, there)}
+                else:
+                    doubtful = {*self.index.entries(directory), *there}
+                for name in doubtful:
                     self._follow(self._due, Slot(directory, name), due, force=due.force)
             self._generations.release(due.generation)
 
