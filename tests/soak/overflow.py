@@ -59,7 +59,7 @@ class Storm:
 
 def _write(top: Path, numbers: range, writes: int, seed: int) -> None:
     dice = Random(seed)
-    most = len(numbers) + 100
+    most = max(len(numbers) + len(os.listdir("/proc/self/fd")) + 100, *resource.getrlimit(resource.RLIMIT_NOFILE))
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     files = [os.open(_busy(top, number), os.O_WRONLY | os.O_CREAT, 0o644) for number in numbers]
     for turn in range(writes):
