@@ -26,6 +26,8 @@ WRITE, WRITE_END = "ext4_file_write_iter", "ext4_da_write_end"
 PREEMPTION = Path("/sys/kernel/debug/sched/preempt")
 NORMAL, REAL_TIME, COUNT = 3, 6, 10_000
 """Threads of both kinds, and the writes of each normal one."""
+RING = 1 << 25
+"""Bytes for what real-time threads write meanwhile: the slower the host, the more."""
 OPENED = NORMAL + REAL_TIME
 """Calls that may be missed besides: each thread makes its file, or cuts it short, all at the same time."""
 
@@ -98,12 +100,12 @@ def test_what_all_programs_miss_is_counted_and_then_not_missed_any_more(
 ) -> None:
     """Where three writers preempt one another, two programs can be skipped for the last: then probes are added."""
     monkeypatch.setattr(bpf_sensor, "preemptible", lambda: False)
-    with traced("ext4", tmp_path / "fs", ring_bytes=1 << 23, made=VfsSensor) as place:
+    with traced("ext4", tmp_path / "fs", ring_bytes=RING, made=VfsSensor) as place:
         missing = lost(place)
         record_property("skipped", skipped(WRITE))
         assert any(skipped(WRITE)), "no program was skipped: the test's writers do not preempt one another"
         counted = place.sensor.losses()["recursion"]
-        assert missing <= counted <= missing + OPENED
+        assert missing - place.sensor.losses()["ring_full"] <= counted <= missing + OPENED
         if missing:
             assert f"kretprobe {WRITE}" in [item.mechanism for item in place.sensor.coverage()]
             assert lost(place) == 0
@@ -113,10 +115,11 @@ def test_what_all_programs_miss_is_counted_and_then_not_missed_any_more(
 @pytest.mark.usefixtures("preemptible")
 def test_at_tracepoints_too(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Kernels that never preempt a program there are known: theirs have no spares, and are never skipped."""
-    with traced("ext4", tmp_path / "fs", ring_bytes=1 << 23) as place:
+    with traced("ext4", tmp_path / "fs", ring_bytes=RING) as place:
         missing = lost(place)
         record_property("missing", missing)
         record_property("skipped", skipped(WRITE_END))
         assert any(skipped(WRITE_END)) == tracepoints_preemptible(kernel_types())
         assert len(skipped(WRITE_END)) == (1 + source.MOST_SPARES if any(skipped(WRITE_END)) else 1)
-        assert missing <= place.sensor.losses()["recursion"]
+        losses = place.sensor.losses()
+        assert missing <= losses["recursion"] + losses["ring_full"]
