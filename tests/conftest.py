@@ -58,9 +58,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """A test may take longer on a slow machine."""
+    """A test may take longer on a slow machine, and an example on a busy one."""
     if config.getoption("timeout") is None:
         config.option.timeout = float(config.getini("timeout")) * SLOW
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        from hypothesis import settings
+
+        settings.register_profile("busy", deadline=None)
+        settings.load_profile("busy")
 
 
 def pytest_runtest_setup() -> None:
