@@ -88,8 +88,7 @@ class Syncing:
         if isinstance(done, Exception):
             raise done
         job, seconds = done
-        # In the long run as long a pause as it took; after some rest the next may follow at once.
-        self._next = max(self._next + seconds, time.monotonic() - CREDIT) + min(1.0, seconds)
+        self._next = following(self._next, time.monotonic(), seconds)
         self._metrics.sync_seconds.observe(seconds)
         before = self._mirror.durable_epoch
         number, lost = self._mirror.finish_sync(job)
@@ -110,6 +109,14 @@ class Syncing:
         if job.failed:
             self.sick = trouble
             self._lost(trouble)
+
+
+def following(due: float, ended: float, seconds: float) -> float:
+    """When the next sync may begin, after one that was `due`, has `ended`, and took so many seconds.
+
+    In the long run there is as long a pause as it took, a second at most; after some rest the next may follow at once.
+    """
+    return max(due + seconds, ended - CREDIT) + min(1.0, seconds)
 
 
 def _timed(job: SyncJob) -> tuple[SyncJob, float]:

@@ -16,6 +16,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from typing import Final
 
@@ -80,10 +81,11 @@ class Ext4Scan:
         device = open_device(self._source)
         odd = 0
         try:
-            for decoded in side_by_side([self._part(device, number) for number in range(PARTS)]):
-                odd += decoded.odd
-                if len(decoded.rows):
-                    yield decoded.rows
+            with closing(side_by_side([self._part(device, number) for number in range(PARTS)])) as parts:
+                for decoded in parts:
+                    odd += decoded.odd
+                    if len(decoded.rows):
+                        yield decoded.rows
         finally:
             os.close(device)
         if odd:

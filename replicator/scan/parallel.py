@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Final, TypeVar
 
@@ -21,8 +21,8 @@ THREADS: Final = 4
 """However few processors there are: disks are waited for."""
 
 
-def side_by_side(parts: Sequence[Generator[Item, None, None]]) -> Iterator[Item]:
-    """What all parts give."""
+def side_by_side(parts: Sequence[Generator[Item, None, None]]) -> Generator[Item, None, None]:
+    """What all parts give. Once it is closed, no thread uses what is theirs any more."""
     todo = iter(parts)
     ready: queue.Queue[Item | BaseException | None] = queue.Queue(WAITING)
     stopped = threading.Event()

@@ -33,7 +33,7 @@ class Unlisted:
             self._dues[directory] = Due(self._debts.generations.hold(generation), now)
 
     def oldest(self) -> int:
-        """The time of the one that waits for longest; there must be one."""
+        """The time of the first of them, which no other waits behind for long; there must be one."""
         return next(iter(self._dues.values())).since
 
     def take(self, most: int, now: int) -> dict[FileId, Due]:

@@ -60,6 +60,6 @@ def test_a_reader_that_stops_ends_them() -> None:
     reader = side_by_side([part() for _ in range(2 * THREADS)])
     for _ in range(3 * WAITING):
         next(reader)
-    reader.close()  # type: ignore[attr-defined]
+    reader.close()
     assert len(ended) <= THREADS
     assert not [thread for thread in threading.enumerate() if thread.name == "scan"]
