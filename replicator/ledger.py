@@ -185,8 +185,7 @@ class Ledger:
             del self._told[: len(told)]
             self.known, self._marked = meta["scanned"] == "1", meta["since"]
             if self._index is not None:
-                later = {slot for one in self._told for slot in one.slots}
-                self._index.committed(told, result, later | outbox.news.names())
+                self._index.committed(told, result, (*self._told, *outbox.news.later()))
             if settled and self._journal is not None:
                 self._journal.remove(settled)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from replicator.model import FileId, Slot
+from replicator.model import FileId
 from replicator.source.debts import Debts
 from replicator.source.epochs import Epochs
 from replicator.source.reads import Reads
@@ -60,10 +60,9 @@ class News:
         """Whether another fact of it will follow anyway."""
         return id in self._debts.table or id in self._reads or id in self._debts.doubts
 
-    def names(self) -> set[Slot]:
-        """Slots that the replica was told and that are not in what `take` gave."""
-        tolds = (*self.waiting, *(epoch.told for epoch in self._epochs.inflight))
-        return {slot for told in tolds for slot in told.slots}
+    def later(self) -> list[Told]:
+        """What the replica was told and `take` did not give, in order."""
+        return [*self.waiting, *(epoch.told for epoch in self._epochs.inflight)]
 
     def distrust(self, ids: Collection[FileId]) -> None:
         """The stamps of these, those on their way too, vouch for nothing."""

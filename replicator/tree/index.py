@@ -12,10 +12,11 @@ while it is iterated. sqlite3.Error when the store fails.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from replicator.model import FileId, Kind, Slot
+from replicator.tree.effect import Unheard, effect
 from replicator.tree.store import Entry, Told, id_of, key_of
 
 CACHED: Final = 1 << 13
@@ -330,33 +331,23 @@ class TreeIndex:
             if is_directory:
                 pending.append(iter(self._listing(child)))
 
-    def committed(
-        self, told: Iterable[Told], displaced: Iterable[FileId] = (), pending: Container[Slot] = frozenset()
-    ) -> None:
-        """The store has taken this over. `pending`: slots of which it is still to be told something.
+    def committed(self, told: Sequence[Told], displaced: Iterable[FileId] = (), later: Iterable[Told] = ()) -> None:
+        """The store has taken this over. `later`: what it is still to be told, for all that was told by now.
 
-        Of those it may say the right thing now by chance, and an older one next.
+        What that decides it may say right now by chance, and wrong next.
         """
+        unheard = Unheard(later)
         touched: dict[FileId, None] = dict.fromkeys(displaced)
-        last: dict[Slot, Entry | None] = {}
         for one in told:
-            last.update(one.slots)
             for slot, entry in one.slots.items():
                 self._heard(slot, entry, touched)
             for id in one.dead:
-                self._forgotten.pop(id, None)
-                node = self._changed.get(id)
-                if node is not None:
-                    node.stored = False
-                self._same.pop(id, None)
-                self._read.pop(id, None)
-                if not self.is_member(id):
-                    self._over.pop(id, None)
-        for slot, entry in last.items():
+                self._buried(id, unheard)
+        for slot, holder in effect(told).items():
             over = self._over.get(slot.parent)
-            if over is None or slot.name not in over or slot in pending:
+            if over is None or slot.name not in over or unheard.decides(slot, holder):
                 continue
-            if over[slot.name] == (None if entry is None else entry[0]):
+            if over[slot.name] == holder:
                 del over[slot.name]
                 if not over:
                     del self._over[slot.parent]
@@ -378,6 +369,20 @@ class TreeIndex:
                     node.stored = True
                 elif each in self._forgotten:
                     self._forgotten[each] = True
+
+    def _buried(self, id: FileId, unheard: Unheard) -> None:
+        node = self._changed.get(id)
+        if node is not None:
+            node.stored = False
+        self._same.pop(id, None)
+        self._read.pop(id, None)
+        if self.is_member(id):
+            return
+        if unheard.names(id):  # it came back and is forgotten once more: the store has yet to hear of both
+            self._forgotten[id] = False
+        else:
+            self._forgotten.pop(id, None)
+            self._over.pop(id, None)
 
     def _node(self, id: FileId) -> _Node | None:
         node = self._changed.get(id)

@@ -634,6 +634,6 @@ class Memory:
             self.complete = True
 
     def end(self, outbox: Outbox, journal: Journal) -> None:
-        outbox.index.committed(self._written, self._displaced, outbox.news.names())
+        outbox.index.committed(self._written, self._displaced, outbox.news.later())
         journal.remove(self._settled)
         self._written, self._settled = [], 0

@@ -68,14 +68,18 @@ def test_all_that_the_filesystem_can_is_done_and_again_by_the_next_round(
         assert sum(tally["done"].values()) > 3 * sum(tally["raced"].values())
 
 
+TWO_THREADS = re.compile("(61){8} against (62){8}|(62){8} against (61){8}")
+"""Of two threads that append, no seed tells which goes first."""
+
+
 @pytest.mark.parametrize("point", ["xfs"], indirect=True)
 def test_one_worker_makes_the_same_tree_from_the_same_seed(point: Path) -> None:
     for name in ("one", "other"):
         over(start(point, "--seed", "5", "--steps", "800", "--seconds", "100", "--processes", "1", name=name))
         for left in (point / "outside").iterdir():
             left.unlink()
-    wrong = [line for line in differences(point / "one", point / "other", limit=1000) if ": mtime_ns" not in line]
-    assert wrong == []
+    wrong = differences(point / "one", point / "other", limit=1000)
+    assert [line for line in wrong if ": mtime_ns" not in line and not TWO_THREADS.search(line)] == []
 
 
 @pytest.mark.parametrize("point", ["ext4"], indirect=True)

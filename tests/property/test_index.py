@@ -6,10 +6,11 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from replicator.model import FileId, Kind, Slot
+from replicator.tree.effect import Unheard, effect
 from replicator.tree.index import TreeIndex
 from replicator.tree.store import Entry, IndexStore, Told, id_of, key_of, wide
 
@@ -144,6 +145,7 @@ def test_it_equals_the_naive_model_whatever_the_store_has(
         dead: set[FileId] = set()
         flight: list[Told] = []
         stored: list[Told] = []
+        replica = Naive()
 
         def tell(some: int) -> None:
             slots = sorted(owed)[: some + 1]
@@ -153,20 +155,29 @@ def test_it_equals_the_naive_model_whatever_the_store_has(
                 told.dead = [id for id in sorted(dead) if not index.is_member(id)]
                 dead.clear()
             flight.append(told)
+            for slot, entry in told.slots.items():
+                if entry is None:
+                    replica.slots.pop(slot, None)
+                else:
+                    replica.members.add(slot.parent)
+                    replica.bind(slot, entry[0])
+            for id in told.dead:
+                replica.slots = {slot: held for slot, held in replica.slots.items() if slot.parent != id and held != id}
 
         for action, parent, name, inode, some in steps:
             slot = Slot(parent, name)
             if action == "bind" and parent in naive.members:
                 kind = Kind.DIRECTORY if inode in DIRECTORIES else Kind.FILE
                 owed.update(index.slots_of(inode) if kind is Kind.DIRECTORY else ())
+                if inode not in naive.members:  # of a directory that comes back, names are compared with the replica
+                    owed.update(slot for slot in replica.slots if slot.parent == inode)
                 assert index.bind(slot, inode, kind) == naive.bind(slot, inode)
                 owed.add(slot)
             elif action == "unbind":
                 assert index.unbind(slot) == naive.slots.pop(slot, None)
                 owed.add(slot)
             elif action == "forget":
-                for each in index.subtree(inode):
-                    owed.update(index.slots_of(each))
+                owed.update(index.slots_of(inode))  # what was in it goes with it
                 dead.update(gone := index.forget(inode))
                 assert set(gone) == naive.forget(inode)
             elif action == "tell":
@@ -175,11 +186,12 @@ def test_it_equals_the_naive_model_whatever_the_store_has(
                 stored.append(flight.pop(0))
                 store.commit(stored[-1:], {})
             elif action == "notice":
-                index.committed(stored)
+                index.committed(stored, later=flight)
                 stored.clear()
             _assert_equal(index, naive)
         while owed or dead:
             tell(100)
+        assert replica.slots == naive.slots
         store.commit(flight, {})
         index.committed([*stored, *flight])
         _assert_equal(index, naive)
@@ -190,6 +202,46 @@ def test_it_equals_the_naive_model_whatever_the_store_has(
         known = {each for each in [*DIRECTORIES, *FILES] if again.is_member(each)}
         assert set(naive.slots.values()) <= known <= naive.members  # who never had a name there is not known there
         assert store.count == len(known)
+
+
+ids = st.sampled_from([*DIRECTORIES, *FILES])
+told = st.builds(
+    lambda slots, dead: Told(
+        {slot: id and (id, Kind.DIRECTORY if id in DIRECTORIES else Kind.FILE) for slot, id in slots.items()}, dead=dead
+    ),
+    st.dictionaries(
+        st.builds(Slot, st.sampled_from([ROOT, *DIRECTORIES]), st.sampled_from(NAMES)), st.none() | ids, max_size=6
+    ),
+    st.lists(ids, max_size=2, unique=True),
+)
+
+
+@example(
+    before=[],
+    now=[Told({Slot(ROOT, b"a"): (DIRECTORIES[0], Kind.DIRECTORY)})],
+    later=[Told({Slot(ROOT, b"b"): (DIRECTORIES[0], Kind.DIRECTORY)})],
+)
+@given(st.lists(told, max_size=4), st.lists(told, min_size=1, max_size=4), st.lists(told, max_size=2))
+def test_what_is_told_has_the_effect_on_the_store_that_it_says(
+    before: list[Told], now: list[Told], later: list[Told]
+) -> None:
+    with tempfile.TemporaryDirectory() as directory, contextlib.closing(IndexStore(Path(directory, "index"))) as store:
+        store.settle(ROOT)
+        store.commit(before, {})
+        store.commit(now, {})
+        told, unheard = effect(now), Unheard(later)
+        assert {slot for one in now for slot in one.slots} <= set(told)
+        assert {slot: store.get(slot) for slot in told} == told
+        sure = {slot: id for slot, id in told.items() if not unheard.decides(slot, id)}
+        store.commit(later, {})
+        assert {slot: store.get(slot) for slot in sure} == sure
+        for id in [*DIRECTORIES, *FILES]:
+            new = [slot for one in later for slot, entry in one.slots.items() if slot.parent == id or _is(entry, id)]
+            assert unheard.names(id) == bool(new)
+
+
+def _is(entry: Entry | None, id: FileId) -> bool:
+    return entry is not None and entry[0] == id
 
 
 def _entry(index: TreeIndex, slot: Slot) -> Entry | None:

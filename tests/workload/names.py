@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
 import stat
+import time
 from pathlib import Path
 from random import Random
 
@@ -192,6 +194,33 @@ def leave_and_return(field: Field, dice: Random) -> None:
         path.rename(parking)
         os.pwrite(fd, dice.randbytes(3_000), dice.randrange(50_000))
         parking.rename(path if dice.random() < 0.5 else field.fresh(dice))
+
+
+@action("names", 0.5)
+def directory_leaves_and_returns(field: Field, dice: Random) -> None:
+    """A directory leaves the tree with all that is in it, longer than a look waits for it or not, over and over."""
+    if field.outside is None:
+        raise Unsupported("directory_leaves_and_returns")
+    path, parking = field.below(dice), field.outside / f"garage{field.number}"
+    for _ in range(dice.randrange(1, 4)):
+        path.rename(parking)
+        try:
+            time.sleep(dice.choice((0, 0.01, 0.05)))
+            if dice.random() < 0.5:
+                put(parking / "outside", _some(dice))
+        finally:
+            path = _back(field, parking, path)
+        time.sleep(dice.choice((0, 0.01, 0.05)))
+
+
+def _back(field: Field, parking: Path, path: Path) -> Path:
+    """Another process may have taken the name, or the directory that it was in."""
+    for place in (path, field.live / f"back{field.number}"):
+        with contextlib.suppress(OSError):
+            parking.rename(place)
+            return place
+    shutil.rmtree(parking)
+    raise FileNotFoundError(errno.ENOENT, "there is no way back", str(path))
 
 
 @action("names", 0.5)

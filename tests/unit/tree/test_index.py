@@ -243,7 +243,7 @@ def test_an_older_state_that_is_told_late_does_not_show(scratch: Path, together:
             index.committed([taken, given])
         else:
             store.commit([taken], {})
-            index.committed([taken], pending={slot})
+            index.committed([taken], later=[given])
             store.commit([given], {})
         assert index.get(slot) is None
         assert index.slots_of(F) == ()
@@ -266,3 +266,56 @@ def test_all_members_are_told_once_whatever_becomes_of_them_meanwhile(scratch: P
         index.committed([later])
         seen += members
         assert sorted(seen) == sorted([ROOT, A, F, G])
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_directory_that_goes_and_comes_back_before_the_store_has_heard_of_either(
+    scratch: Path, together: bool
+) -> None:
+    """Its death takes the names in it: what the store was told of them before does not count."""
+    directory, inside = Slot(ROOT, b"d"), Slot(A, b"f")
+    there = Told({directory: (A, Kind.DIRECTORY), inside: (F, Kind.FILE)})
+    gone = Told({directory: None}, dead=[A, F])
+    with contextlib.closing(IndexStore(scratch / "index.sqlite")) as store:
+        store.settle(ROOT)
+        index = TreeIndex(ROOT, store)
+        for _ in range(2):
+            index.bind(directory, A, Kind.DIRECTORY)
+            index.bind(inside, F, Kind.FILE)
+            index.forget(A)
+        index.bind(directory, A, Kind.DIRECTORY)
+        index.bind(inside, F, Kind.FILE)
+        for batch in [[there, gone]] if together else [[there], [gone]]:
+            store.commit(batch, {})
+            index.committed(batch, later=() if batch[-1] is gone else [gone])
+            assert index.get(inside) == F
+            assert index.slots_of(F) == (inside,)
+        index.forget(A)
+        for told, later in ((there, [gone]), (gone, [])):
+            store.commit([told], {})
+            index.committed([told], later=later)
+            assert not index.is_member(F)
+            assert index.get(inside) is None
+
+
+def test_a_directory_that_is_forgotten_twice_stays_so_while_the_store_hears_of_the_first_time(scratch: Path) -> None:
+    directory, inside = Slot(ROOT, b"d"), Slot(A, b"f")
+    there = Told({directory: (A, Kind.DIRECTORY), inside: (F, Kind.FILE)})
+    gone = Told({directory: None}, dead=[A, F])
+    with contextlib.closing(IndexStore(scratch / "index.sqlite")) as store:
+        store.settle(ROOT)
+        index = TreeIndex(ROOT, store)
+        for _ in range(2):
+            index.bind(directory, A, Kind.DIRECTORY)
+            index.bind(inside, F, Kind.FILE)
+            index.forget(A)
+        tolds = [there, gone, there, gone]
+        for number, told in enumerate(tolds, 1):
+            store.commit([told], {})
+            if number > 2:  # asked before, the index would remember its answer
+                assert not index.is_member(F)
+                assert index.slots_of(F) == ()
+            index.committed([told], later=tolds[number:])
+        assert not index.is_member(F)
+        assert list(index.changed()) == [ROOT]
+        assert len(index) == 1
