@@ -22,7 +22,7 @@ from replicator.journal.marks import Mark
 from replicator.model import FileId
 from replicator.source.outbox import Outbox
 from replicator.tree.index import TreeIndex
-from replicator.tree.store import IndexStore, Told
+from replicator.tree.store import Committed, IndexStore, Told
 from replicator.work import Worker
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class Ledger:
             return
         self._writing = True
 
-        def written(result: list[FileId] | Exception) -> None:
+        def written(result: Committed | Exception) -> None:
             self._writing = False
             if isinstance(result, Exception):
                 self._failed(result, now)
@@ -185,7 +185,7 @@ class Ledger:
             del self._told[: len(told)]
             self.known, self._marked = meta["scanned"] == "1", meta["since"]
             if self._index is not None:
-                self._index.committed(told, result, (*self._told, *outbox.news.later()))
+                self._index.committed(result, (*self._told, *outbox.news.later()))
             if settled and self._journal is not None:
                 self._journal.remove(settled)
 

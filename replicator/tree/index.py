@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from replicator.model import FileId, Kind, Slot
-from replicator.tree.effect import Unheard, effect
-from replicator.tree.store import Entry, Told, id_of, key_of
+from replicator.tree.store import Committed, Entry, Told, id_of, key_of
+from replicator.tree.undecided import Undecided, reborn
 
 CACHED: Final = 1 << 13
 """Inodes and slots that are as the store has them and are kept in memory."""
@@ -106,6 +106,8 @@ class TreeIndex:
         """Members that may differ from the store's."""
         self._forgotten: dict[FileId, bool] = {}
         """No members any more, until the store has their deaths: whether it may have them."""
+        self._returned: set[FileId] = set()
+        """Directories that were forgotten and are members again: nobody may be told of what is in them no more."""
         self._same: dict[FileId, _Node | None] = {}
         self._read: dict[FileId, dict[bytes, FileId | None]] = {}
         self._reads = 0
@@ -255,6 +257,8 @@ class TreeIndex:
         if node is None:
             node = _Node(kind, (), stored=self._forgotten.pop(inode, False))
             self._count += 1
+            if inode in self._over:
+                self._returned.add(inode)
         node.slots[slot] = None
         self._changed[inode] = node
         self._same.pop(inode, None)
@@ -288,6 +292,7 @@ class TreeIndex:
                 self._remove(Slot(current, name))
                 pending.append(child)
             self._changed.pop(current, None)
+            self._returned.discard(current)
             self._same.pop(current, None)
             self._nameless.pop(current, None)
             self._count -= 1
@@ -331,26 +336,27 @@ class TreeIndex:
             if is_directory:
                 pending.append(iter(self._listing(child)))
 
-    def committed(self, told: Sequence[Told], displaced: Iterable[FileId] = (), later: Iterable[Told] = ()) -> None:
+    def committed(self, done: Committed, later: Sequence[Told] = ()) -> None:
         """The store has taken this over. `later`: what it is still to be told, for all that was told by now.
 
         What that decides it may say right now by chance, and wrong next.
         """
-        unheard = Unheard(later)
-        touched: dict[FileId, None] = dict.fromkeys(displaced)
-        for one in told:
+        undecided, again = Undecided(later), reborn(done.told, later)
+        touched: dict[FileId, None] = dict.fromkeys(done.displaced)
+        for one in done.told:
             for slot, entry in one.slots.items():
                 self._heard(slot, entry, touched)
             for id in one.dead:
-                self._buried(id, unheard)
-        for slot, holder in effect(told).items():
-            over = self._over.get(slot.parent)
-            if over is None or slot.name not in over or unheard.decides(slot, holder):
-                continue
-            if over[slot.name] == holder:
-                del over[slot.name]
-                if not over:
-                    del self._over[slot.parent]
+                self._buried(id, again=id in again)
+        for slot, holder in done.holders.items():
+            self._read.get(slot.parent, {}).pop(slot.name, None)
+            self._agreed(slot, holder, undecided)
+        for id in list(self._returned):
+            empty = [Slot(id, name) for name, holder in self._over.get(id, {}).items() if holder is None]
+            for slot in empty:
+                self._agreed(slot, self._store.get(slot), undecided)
+            if not empty:
+                self._returned.discard(id)
         for id in touched:
             node = self._changed.get(id)
             if node is None or id == self._root or not node.slots:
@@ -358,8 +364,16 @@ class TreeIndex:
             if not any(slot.name in self._over.get(slot.parent, {}) for slot in node.slots):
                 del self._changed[id]
 
+    def _agreed(self, slot: Slot, holder: FileId | None, undecided: Undecided) -> None:
+        """The store says that; if it will go on doing so, and it is right, it need not be kept here."""
+        over = self._over.get(slot.parent)
+        if over is None or slot.name not in over or over[slot.name] != holder or undecided.has(slot, holder):
+            return
+        del over[slot.name]
+        if not over:
+            del self._over[slot.parent]
+
     def _heard(self, slot: Slot, entry: Entry | None, touched: dict[FileId, None]) -> None:
-        self._read.get(slot.parent, {}).pop(slot.name, None)
         if entry is not None:
             id = entry[0]
             touched[id] = None
@@ -370,7 +384,7 @@ class TreeIndex:
                 elif each in self._forgotten:
                     self._forgotten[each] = True
 
-    def _buried(self, id: FileId, unheard: Unheard) -> None:
+    def _buried(self, id: FileId, *, again: bool) -> None:
         node = self._changed.get(id)
         if node is not None:
             node.stored = False
@@ -378,7 +392,7 @@ class TreeIndex:
         self._read.pop(id, None)
         if self.is_member(id):
             return
-        if unheard.names(id):  # it came back and is forgotten once more: the store has yet to hear of both
+        if again:  # it came back and is forgotten once more, of which the store has yet to hear
             self._forgotten[id] = False
         else:
             self._forgotten.pop(id, None)

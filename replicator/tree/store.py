@@ -14,10 +14,10 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -89,6 +89,17 @@ class Told:
 
     def __bool__(self) -> bool:
         return bool(self.slots or self.stamps or self.dead)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What has become of a store."""
+
+    told: Sequence[Told]
+    displaced: list[FileId]
+    """Whose names were taken."""
+    holders: dict[Slot, FileId | None]
+    """What is now in each slot that was told of, or has changed."""
 
 
 class IndexStore:
@@ -287,8 +298,8 @@ class IndexStore:
 
     # ------------------------------------------------------------------ what became durable
 
-    def commit(self, told: Iterable[Told], meta: Mapping[str, str]) -> list[FileId]:
-        """Take over what became durable, in order, with `meta`, in one transaction; gives whose names were taken."""
+    def commit(self, told: Sequence[Told], meta: Mapping[str, str]) -> Committed:
+        """Take over what became durable, in order, with `meta`, in one transaction."""
         with self._lock:
             self._preloaded.clear()
             change = _Change(self._writer, self._root, self._nameless, self.count)
@@ -299,7 +310,7 @@ class IndexStore:
                 change.finish()
                 self._put_meta({**meta, "count": str(change.count)})
             self._nameless, self.count = change.nameless, change.count
-            return [id_of(key) for key in change.displaced]
+            return Committed(tuple(told), [id_of(key) for key in change.displaced], change.holders)
 
 
 class _Change:
@@ -312,6 +323,7 @@ class _Change:
         self.nameless = set(nameless)
         self.count = count
         self.displaced: dict[bytes, None] = {}
+        self.holders: dict[Slot, FileId | None] = {}
         self._loose: dict[bytes, int] = {}
         """Who has lost a name: key and kind."""
         self._stamps: dict[FileId, Stamp | None] = {}
@@ -330,6 +342,7 @@ class _Change:
     def _slot(self, slot: Slot, entry: Entry | None) -> None:
         execute, parent = self._db.execute, key_of(slot.parent)
         row = execute("SELECT id, kind FROM names WHERE parent = ? AND name = ?", (parent, slot.name)).fetchone()
+        self.holders[slot] = None if entry is None else entry[0]
         if entry is None:
             if row is not None:
                 execute("DELETE FROM names WHERE parent = ? AND name = ?", (parent, slot.name))
@@ -344,7 +357,7 @@ class _Change:
         if not self._known(key):
             self.count += 1
         if kind is Kind.DIRECTORY:  # it has one name
-            execute("DELETE FROM names WHERE id = ?", (key,))
+            self._delete("id", key)
         execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", (parent, slot.name, key, number))
         if key in self.nameless:
             execute("DELETE FROM nameless WHERE id = ?", (key,))
@@ -375,9 +388,8 @@ class _Change:
         execute, key = self._db.execute, key_of(id)
         if self._known(key):
             self.count -= 1
-        execute("DELETE FROM names WHERE id = ?", (key,))
-        self._loose.update(execute("SELECT id, kind FROM names WHERE parent = ?", (key,)).fetchall())
-        execute("DELETE FROM names WHERE parent = ?", (key,))
+        self._delete("id", key)
+        self._loose.update(self._delete("parent", key))
         self._ashore(key)
         if key in self.nameless:
             execute("DELETE FROM nameless WHERE id = ?", (key,))
@@ -387,11 +399,19 @@ class _Change:
         self._named.pop(id, None)
         self._buried[id] = None
 
+    def _delete(self, column: Literal["id", "parent"], key: bytes) -> list[tuple[bytes, int]]:
+        """The names of an inode, or those in a directory; gives who was there: keys and kinds."""
+        where = f"FROM names WHERE {column} = ?"
+        rows = self._db.execute(f"SELECT parent, name, id, kind {where}", (key,)).fetchall()
+        if rows:
+            self._db.execute(f"DELETE {where}", (key,))
+        self.holders.update((Slot(id_of(parent), name), None) for parent, name, _, _ in rows)
+        return [(id, kind) for _, _, id, kind in rows]
+
     def sink(self) -> None:
         """Forget what is in directories without a name."""
         for key in list(self._adrift):
-            self._loose.update(self._db.execute("SELECT id, kind FROM names WHERE parent = ?", (key,)).fetchall())
-            self._db.execute("DELETE FROM names WHERE parent = ?", (key,))
+            self._loose.update(self._delete("parent", key))
             self._ashore(key)
 
     def finish(self) -> None:

@@ -46,7 +46,7 @@ from replicator.tree.handles import Stale
 from replicator.tree.index import TreeIndex
 from replicator.tree.resolver import Due, Found
 from replicator.tree.stamps import Differences
-from replicator.tree.store import IndexStore, Told
+from replicator.tree.store import Committed, IndexStore, Told
 from tests.model.filesystem import Node
 from tests.model.world import World
 
@@ -595,14 +595,13 @@ class Memory:
         self.complete = False
         self._index: TreeIndex | None = None
         self._told: list[Told] = []
-        self._written: list[Told] = []
-        self._displaced: list[FileId] = []
+        self._written: Committed | None = None
         self._settled = 0
         self._completing = False
         self._journal: Journal | None = None
 
     def index(self) -> TreeIndex:
-        self._told, self._written, self._settled = [], [], 0
+        self._told, self._written, self._settled = [], None, 0
         self.store.settle(self._root)
         self._index = TreeIndex(self._root, self.store)
         return self._index
@@ -622,18 +621,18 @@ class Memory:
 
     def begin(self, outbox: Outbox, journal: Journal, now: int, *, complete: bool) -> None:
         """The index has it; the process has not heard so."""
-        if self._written:
+        if self._written is not None and self._written.told:
             return
         self._told = outbox.news.take(now)
         self._settled = journal.settled()
         if complete and not self.complete:
             self._completing = True
-        self._displaced = self.store.commit(self._told, {})
-        self._written = self._told
+        self._written = self.store.commit(self._told, {})
         if self._completing:
             self.complete = True
 
     def end(self, outbox: Outbox, journal: Journal) -> None:
-        outbox.index.committed(self._written, self._displaced, outbox.news.later())
+        if self._written is not None:
+            outbox.index.committed(self._written, outbox.news.later())
         journal.remove(self._settled)
-        self._written, self._settled = [], 0
+        self._written, self._settled = None, 0

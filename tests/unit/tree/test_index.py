@@ -213,8 +213,7 @@ def test_a_file_that_the_replica_has_costs_no_memory_and_little_disk(scratch: Pa
                     index.bind(slot, id, Kind.FILE)
                     told.slots[slot] = id, Kind.FILE
                     told.stamps[id] = Stamp(1, 2, 3)
-                store.commit([told], {})
-                index.committed([told])
+                index.committed(store.commit([told], {}))
             used, _peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -231,19 +230,16 @@ def test_an_older_state_that_is_told_late_does_not_show(scratch: Path, together:
         store.settle(ROOT)
         index = TreeIndex(ROOT, store)
         index.bind(slot, F, Kind.FILE)
-        store.commit([Told({slot: (F, Kind.FILE)})], {})
-        index.committed([Told({slot: (F, Kind.FILE)})])
+        index.committed(store.commit([Told({slot: (F, Kind.FILE)})], {}))
         index.unbind(slot)
         taken = Told({slot: None})
         index.bind(slot, F, Kind.FILE)
         given = Told({slot: (F, Kind.FILE)})
         index.unbind(slot)
         if together:
-            store.commit([taken, given], {})
-            index.committed([taken, given])
+            index.committed(store.commit([taken, given], {}))
         else:
-            store.commit([taken], {})
-            index.committed([taken], later=[given])
+            index.committed(store.commit([taken], {}), later=[given])
             store.commit([given], {})
         assert index.get(slot) is None
         assert index.slots_of(F) == ()
@@ -256,14 +252,12 @@ def test_all_members_are_told_once_whatever_becomes_of_them_meanwhile(scratch: P
         index.bind(Slot(ROOT, b"a"), A, Kind.DIRECTORY)
         index.bind(Slot(A, b"f"), F, Kind.FILE)
         told = Told({Slot(ROOT, b"a"): (A, Kind.DIRECTORY), Slot(A, b"f"): (F, Kind.FILE)})
-        store.commit([told], {})
-        index.committed([told])
+        index.committed(store.commit([told], {}))
         index.bind(Slot(ROOT, b"g"), G, Kind.FILE)
         members = index.members()
         seen = [next(members)]
         later = Told({Slot(ROOT, b"g"): (G, Kind.FILE)})
-        store.commit([later], {})
-        index.committed([later])
+        index.committed(store.commit([later], {}))
         seen += members
         assert sorted(seen) == sorted([ROOT, A, F, G])
 
@@ -286,14 +280,12 @@ def test_a_directory_that_goes_and_comes_back_before_the_store_has_heard_of_eith
         index.bind(directory, A, Kind.DIRECTORY)
         index.bind(inside, F, Kind.FILE)
         for batch in [[there, gone]] if together else [[there], [gone]]:
-            store.commit(batch, {})
-            index.committed(batch, later=() if batch[-1] is gone else [gone])
+            index.committed(store.commit(batch, {}), later=() if batch[-1] is gone else [gone])
             assert index.get(inside) == F
             assert index.slots_of(F) == (inside,)
         index.forget(A)
         for told, later in ((there, [gone]), (gone, [])):
-            store.commit([told], {})
-            index.committed([told], later=later)
+            index.committed(store.commit([told], {}), later=later)
             assert not index.is_member(F)
             assert index.get(inside) is None
 
@@ -311,11 +303,31 @@ def test_a_directory_that_is_forgotten_twice_stays_so_while_the_store_hears_of_t
             index.forget(A)
         tolds = [there, gone, there, gone]
         for number, told in enumerate(tolds, 1):
-            store.commit([told], {})
+            done = store.commit([told], {})
             if number > 2:  # asked before, the index would remember its answer
                 assert not index.is_member(F)
                 assert index.slots_of(F) == ()
-            index.committed([told], later=tolds[number:])
+            index.committed(done, later=tolds[number:])
         assert not index.is_member(F)
         assert list(index.changed()) == [ROOT]
         assert len(index) == 1
+
+
+def test_a_name_that_went_while_its_directory_was_away_is_not_awaited_for_ever(scratch: Path) -> None:
+    """Nobody is told of it, as the directory's death, and that of what was in it, have told enough."""
+    directory, inside = Slot(ROOT, b"d"), Slot(A, b"f")
+    with contextlib.closing(IndexStore(scratch / "index.sqlite")) as store:
+        store.settle(ROOT)
+        index = TreeIndex(ROOT, store)
+        index.bind(directory, A, Kind.DIRECTORY)
+        index.bind(inside, F, Kind.FILE)
+        there = Told({directory: (A, Kind.DIRECTORY), inside: (F, Kind.FILE)})
+        index.committed(store.commit([there], {}))
+        index.forget(A)
+        index.bind(directory, A, Kind.DIRECTORY)
+        gone = Told({}, dead=[F])
+        index.committed(store.commit([], {}), later=[gone])
+        assert index.pending(A)
+        index.committed(store.commit([gone], {}))
+        assert not index.pending(A)
+        assert index.get(inside) is None
