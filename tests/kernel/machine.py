@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kernel.outcome import Outcome, outcomes
+from tests.kernel.record import FILESYSTEMS
 
 PROJECT = Path(__file__).resolve().parents[2]
 KERNELS = PROJECT / "build/kernels"
@@ -54,12 +55,13 @@ class Run:
     name: str
     variables: dict[str, str]
     tests: Sequence[str]
+    filesystems: Sequence[str] = FILESYSTEMS
 
     def line(self) -> str:
         """As guest.sh reads it; no word may have a space in it, nor may the project's path."""
-        return f"{self.name}: {' '.join(f'{key}={value}' for key, value in self.variables.items())} -- " + " ".join(
-            self.tests
-        )
+        variables = [f"{key}={value}" for key, value in self.variables.items()]
+        words = [*variables, "--", f"--filesystems={','.join(self.filesystems)}", *self.tests]
+        return f"{self.name}: {' '.join(words)}"
 
 
 def emulated(

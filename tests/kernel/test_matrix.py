@@ -10,7 +10,7 @@ import pytest
 
 from tests.kernel.fleet import Fleet
 from tests.kernel.machine import Kernel, Machine, Run, kernels
-from tests.kernel.matrix import GUEST, MATRIX
+from tests.kernel.matrix import chosen
 from tests.kernel.outcome import Verdict
 
 SHOWN = 3
@@ -22,8 +22,13 @@ if {"6.1", "6.12"} - {kernel.series for kernel in kernels()} and not any("generi
 pytestmark = pytest.mark.timeout(0)  # the machines have a limit of their own
 
 
-@pytest.mark.parametrize("run", [GUEST, *MATRIX], ids=lambda run: run.name)
-@pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.series)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each run."""
+    runs = chosen(kernels(), in_turn=metafunc.config.getoption("in_turn"))
+    ids = [f"{kernel.series}-{run.name}" for kernel, run in runs]
+    metafunc.parametrize(("kernel", "run"), runs, ids=ids)
+
+
 def test_all_of_it_passes_on_this_kernel(fleet: Fleet, kernel: Kernel, run: Run) -> None:
     machine = fleet.finished(kernel, run)
     told = machine.outcomes(run.name)

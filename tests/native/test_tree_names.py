@@ -27,7 +27,7 @@ DEEP = max(100, int(1100 / SLOW))
 not Python, has fewer of longer names."""
 LONG = b"directory" * min(28, round(SLOW))
 """A name of each: together more than a path may have."""
-BIG = 10_000 if SLOW < 2 else 400
+BIG = 10_000 if SLOW < 2 else 200
 """Files of the big directories: their facts are many times what a change of one name may cost."""
 
 

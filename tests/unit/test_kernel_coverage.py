@@ -47,9 +47,9 @@ def test_the_page_is_the_same_for_the_same_outcomes() -> None:
 
 @pytest.mark.parametrize("variables", [{}, {"A": "1", "B": "two"}])
 def test_a_run_is_a_line_that_the_guest_can_split(variables: dict[str, str]) -> None:
-    line = Run("guest", variables, ["tests/kernel/guest", "tests/native/test_attributes.py"]).line()
+    line = Run("guest", variables, ["tests/kernel/guest", "tests/native/test_attributes.py"], ["xfs", "ext4"]).line()
     name, _, words = line.partition(":")
     settings, _, tests = words.partition("--")
     assert name == "guest"
     assert settings.split() == [f"{key}={value}" for key, value in variables.items()]
-    assert tests.split() == ["tests/kernel/guest", "tests/native/test_attributes.py"]
+    assert tests.split() == ["--filesystems=xfs,ext4", "tests/kernel/guest", "tests/native/test_attributes.py"]
