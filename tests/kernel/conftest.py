@@ -22,9 +22,7 @@ fleet_key = pytest.StashKey[Fleet]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is run."""
-    parser.addoption(
-        "--in-turn", action="store_true", help="tables on one filesystem in turn where that will do (matrix.py)"
-    )
+    parser.addoption("--in-turn", action="store_true", help="a third of it (tests/kernel/matrix.py)")
 
 
 @pytest.fixture(scope="session")
