@@ -1,8 +1,8 @@
 """What is run in each machine: the tables with each sensor, and the tests of tests/kernel/guest once.
 
 Emulated processors take an hour for every row on every filesystem with each sensor on three kernels. In turn, the
-tables are run with each sensor on each kernel on one filesystem, so that every two of kernel, sensor and filesystem meet;
-and those tests of the guest that want a machine, whatever its kernel, are run on the newest alone.
+tables are run with each sensor on each kernel on one filesystem, so that every two of kernel, sensor and filesystem
+meet; and those tests of the guest that want a machine, whatever its kernel, are run on the newest alone.
 """
 
 from __future__ import annotations
