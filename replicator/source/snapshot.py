@@ -37,6 +37,8 @@ def restore(outbox: Outbox, mark: Whole | Doubt | Partial, now: int) -> None:
     if isinstance(mark, Whole):  # if it has got it meanwhile, it need not travel again
         outbox.suspicion.offer(mark.id, now, None)
         outbox.suspicion.doubt(mark.id, now, lost=True)
+        if outbox.index.is_directory(mark.id):  # it may have got that, and not yet the names in it
+            outbox.unlisted.add(mark.id, now)
     elif isinstance(mark, Doubt):
         outbox.suspicion.doubt(mark.id, now, lost=True)
     else:

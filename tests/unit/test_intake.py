@@ -15,6 +15,7 @@ from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import Owed
 from replicator.intake import LATE, SOON, Intake
 from replicator.journal.journal import Journal
+from replicator.journal.marks import Whole
 from replicator.model import Answer, Attributes, FileId, InodeFact, Kind, Slot
 from replicator.observe.metrics import SenderMetrics
 from replicator.source import snapshot
@@ -264,3 +265,12 @@ def test_reads_are_remembered_no_longer_than_a_loss_may_be_late(scratch: Path) -
     read(world, SUB, time.monotonic_ns())
     world.intake.check_losses()
     assert list(world.outbox.reads.since(0)) == [SUB]
+
+
+def test_of_a_directory_that_the_replica_lacked_the_names_are_compared_too(scratch: Path) -> None:
+    """The predecessor may have told the directory and died before it told the names in it."""
+    world = World(scratch)
+    snapshot.restore(world.outbox, Whole(SUB), 5)
+    assert list(world.outbox.unlisted) == [SUB]
+    snapshot.restore(world.outbox, Whole(FILE), 5)
+    assert list(world.outbox.unlisted) == [SUB]
