@@ -353,10 +353,13 @@ class TreeIndex:
             self._agreed(slot, holder, undecided)
         for id in list(self._returned):
             empty = [Slot(id, name) for name, holder in self._over.get(id, {}).items() if holder is None]
-            for slot in empty:
-                self._agreed(slot, self._store.get(slot), undecided)
             if not empty:
                 self._returned.discard(id)
+                continue
+            there = dict(self._store.entries(id))
+            for slot in empty:
+                if slot.name not in there:
+                    self._agreed(slot, None, undecided)
         for id in touched:
             node = self._changed.get(id)
             if node is None or id == self._root or not node.slots:

@@ -33,12 +33,10 @@ class Fleet:
         # An emulated processor is one thread: three machines of one on a host of two cores keep both busy to the end.
         self.at_once = max(1, min(len(wanted), _memory() // (MEMORY + SPARE)))
         cpus = max(1, (os.cpu_count() or 1) // self.at_once)
-        # Of those with most tables the newest has most to do: spare programs. If the others let it go first, none is
-        # alone at the end.
-        tables = {kernel: sum(len(run.filesystems) for run in runs) for kernel, runs in wanted.items()}
-        busiest = next((kernel for kernel in reversed(list(wanted)) if tables[kernel] == max(tables.values())), None)
+        # The newest kernel has most to do: spare programs. If the others let it go first, none is alone at the end.
+        newest = next(reversed(list(wanted)), None)
         self.machines = {
-            kernel: Machine(kernel, runs, LIMIT, cpus, yields=kernel != busiest) for kernel, runs in wanted.items()
+            kernel: Machine(kernel, runs, LIMIT, cpus, yields=kernel != newest) for kernel, runs in wanted.items()
         }
         self._waiting = list(self.machines.values())
         build_all(HELPERS)

@@ -205,7 +205,7 @@ def directory_leaves_and_returns(field: Field, dice: Random) -> None:
     for _ in range(dice.randrange(1, 4)):
         path.rename(parking)
         try:
-            time.sleep(dice.choice((0, 0.01, 0.05)))
+            time.sleep(dice.choice((0, 0.01, 0.05)))  # the load, not a wait
             if dice.random() < 0.5:
                 put(parking / "outside", _some(dice))
         finally:

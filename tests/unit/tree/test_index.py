@@ -262,46 +262,49 @@ def test_all_members_are_told_once_whatever_becomes_of_them_meanwhile(scratch: P
         assert sorted(seen) == sorted([ROOT, A, F, G])
 
 
+DIRECTORY, INSIDE = Slot(ROOT, b"d"), Slot(A, b"f")
+THERE = Told({DIRECTORY: (A, Kind.DIRECTORY), INSIDE: (F, Kind.FILE)})
+GONE = Told({DIRECTORY: None}, dead=[A, F])
+
+
+def _appear(index: TreeIndex) -> None:
+    index.bind(DIRECTORY, A, Kind.DIRECTORY)
+    index.bind(INSIDE, F, Kind.FILE)
+
+
+def _twice_gone(store: IndexStore) -> TreeIndex:
+    index = TreeIndex(ROOT, store)
+    for _ in range(2):
+        _appear(index)
+        index.forget(A)
+    return index
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_a_directory_that_goes_and_comes_back_before_the_store_has_heard_of_either(
     scratch: Path, together: bool
 ) -> None:
     """Its death takes the names in it: what the store was told of them before does not count."""
-    directory, inside = Slot(ROOT, b"d"), Slot(A, b"f")
-    there = Told({directory: (A, Kind.DIRECTORY), inside: (F, Kind.FILE)})
-    gone = Told({directory: None}, dead=[A, F])
     with contextlib.closing(IndexStore(scratch / "index.sqlite")) as store:
         store.settle(ROOT)
-        index = TreeIndex(ROOT, store)
-        for _ in range(2):
-            index.bind(directory, A, Kind.DIRECTORY)
-            index.bind(inside, F, Kind.FILE)
-            index.forget(A)
-        index.bind(directory, A, Kind.DIRECTORY)
-        index.bind(inside, F, Kind.FILE)
-        for batch in [[there, gone]] if together else [[there], [gone]]:
-            index.committed(store.commit(batch, {}), later=() if batch[-1] is gone else [gone])
-            assert index.get(inside) == F
-            assert index.slots_of(F) == (inside,)
+        index = _twice_gone(store)
+        _appear(index)
+        for batch in [[THERE, GONE]] if together else [[THERE], [GONE]]:
+            index.committed(store.commit(batch, {}), later=() if batch[-1] is GONE else [GONE])
+            assert index.get(INSIDE) == F
+            assert index.slots_of(F) == (INSIDE,)
         index.forget(A)
-        for told, later in ((there, [gone]), (gone, [])):
+        for told, later in ((THERE, [GONE]), (GONE, [])):
             index.committed(store.commit([told], {}), later=later)
             assert not index.is_member(F)
-            assert index.get(inside) is None
+            assert index.get(INSIDE) is None
 
 
 def test_a_directory_that_is_forgotten_twice_stays_so_while_the_store_hears_of_the_first_time(scratch: Path) -> None:
-    directory, inside = Slot(ROOT, b"d"), Slot(A, b"f")
-    there = Told({directory: (A, Kind.DIRECTORY), inside: (F, Kind.FILE)})
-    gone = Told({directory: None}, dead=[A, F])
     with contextlib.closing(IndexStore(scratch / "index.sqlite")) as store:
         store.settle(ROOT)
-        index = TreeIndex(ROOT, store)
-        for _ in range(2):
-            index.bind(directory, A, Kind.DIRECTORY)
-            index.bind(inside, F, Kind.FILE)
-            index.forget(A)
-        tolds = [there, gone, there, gone]
+        index = _twice_gone(store)
+        tolds = [THERE, GONE, THERE, GONE]
         for number, told in enumerate(tolds, 1):
             done = store.commit([told], {})
             if number > 2:  # asked before, the index would remember its answer
@@ -315,19 +318,29 @@ def test_a_directory_that_is_forgotten_twice_stays_so_while_the_store_hears_of_t
 
 def test_a_name_that_went_while_its_directory_was_away_is_not_awaited_for_ever(scratch: Path) -> None:
     """Nobody is told of it, as the directory's death, and that of what was in it, have told enough."""
-    directory, inside = Slot(ROOT, b"d"), Slot(A, b"f")
     with contextlib.closing(IndexStore(scratch / "index.sqlite")) as store:
         store.settle(ROOT)
         index = TreeIndex(ROOT, store)
-        index.bind(directory, A, Kind.DIRECTORY)
-        index.bind(inside, F, Kind.FILE)
-        there = Told({directory: (A, Kind.DIRECTORY), inside: (F, Kind.FILE)})
-        index.committed(store.commit([there], {}))
+        _appear(index)
+        index.committed(store.commit([THERE], {}))
         index.forget(A)
-        index.bind(directory, A, Kind.DIRECTORY)
-        gone = Told({}, dead=[F])
-        index.committed(store.commit([], {}), later=[gone])
+        index.bind(DIRECTORY, A, Kind.DIRECTORY)
+        died = Told({}, dead=[F])
+        index.committed(store.commit([], {}), later=[died])
         assert index.pending(A)
-        index.committed(store.commit([gone], {}))
+        index.committed(store.commit([died], {}))
         assert not index.pending(A)
-        assert index.get(inside) is None
+        assert index.get(INSIDE) is None
+
+
+def test_a_name_that_the_store_never_had_is_not_awaited_for_ever(scratch: Path) -> None:
+    """It went while its directory was away, and both before anybody was told."""
+    with contextlib.closing(IndexStore(scratch / "index.sqlite")) as store:
+        store.settle(ROOT)
+        index = TreeIndex(ROOT, store)
+        _appear(index)
+        index.forget(A)
+        index.bind(DIRECTORY, A, Kind.DIRECTORY)
+        assert index.pending(A)
+        index.committed(store.commit([Told({DIRECTORY: (A, Kind.DIRECTORY)})], {}))
+        assert not index.pending(A)
