@@ -21,6 +21,7 @@ import logging
 import os
 import sqlite3
 import uuid
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -319,6 +320,7 @@ class Mirror:
             intents = self._intents.read()
             rebooted = self._inventory.meta("boot") != boot_id() and self._inventory.meta("clean") != "1"
             recovery = Recovery(self._ground, self._limbo, self._inventory, intents)
+            written = False
             if witness.reverted(self._inventory, self._ground.root_fd):
                 log.warning("%s was set back to an older state: it must be compared with the source", self._path)
                 recovery.after_revert()
@@ -331,6 +333,7 @@ class Mirror:
                     if intents:  # nobody knows any more which bytes are not on the disk: now all are
                         with contextlib.suppress(OSError):  # all that is not durable is sent and written once more
                             syscalls.syncfs(self._ground.root_fd)
+                            written = True
                     recovery.after_kill()
                 elif recovery.after_power_cut():
                     torn = max(torn, self.durable_epoch + 1)
@@ -340,11 +343,20 @@ class Mirror:
                     self._executor.stamp(directory)
             self._executor.rest()
             self._inventory.commit(torn=str(self._torn))
-            for id, mtime_ns in recovery.owed_times():
-                self._inventory.wrote(id)
-                self._inventory.owe_time(id, mtime_ns)
+            self._give_times(recovery.owed_times(), at_once=written)
         self._intents.clear()
         self._inventory.set_meta(boot=boot_id(), clean="0")
+
+    def _give_times(self, owed: Iterable[tuple[FileId, int]], *, at_once: bool) -> None:
+        """To files that a predecessor made. `at_once`: their bytes are on the disk; else with the next sync, which a
+        successor of ours would know nothing of."""
+        for id, mtime_ns in owed:
+            if at_once:
+                with contextlib.suppress(OSError, AstrayError):
+                    self._set_time(id, mtime_ns, sync=False)
+                    continue
+            self._inventory.wrote(id)
+            self._inventory.owe_time(id, mtime_ns)
 
     def _set_root(self, source_root: FileId) -> None:
         self._inventory.set_root(source_root, self._ground.root_handle())

@@ -780,6 +780,18 @@ def test_a_replaced_root_is_noticed(pair: Pair) -> None:
     pair.mirror = Mirror.open(pair.root, pair.state, False)
 
 
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_new_file_that_nobody_tells_of_again_gets_its_time(pair: Pair, kills: int) -> None:
+    """A sender that follows may know it by an older state of its, and have nothing to say."""
+    world = pair.world
+    pair.sync()
+    world.make(ROOT, b"f", content=b"x" * 10, mtime_ns=5)
+    world.tell_all(pair.mirror)
+    for _ in range(kills):
+        pair.reopen()
+    pair.check()
+
+
 def test_facts_that_lie_change_nothing(pair: Pair) -> None:
     world = pair.world
     file = world.make(ROOT, b"f", content=b"x" * 10)
