@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 NOTICED = 5_000_000
 """A difference from the steady clock (ns) that is no inaccuracy of reading both."""
+_TRIES = 10
 
 
 class WallClock:
@@ -23,17 +24,26 @@ class WallClock:
         self._wall = wall
         self._steady = steady
         self._rest = rest
-        self._offset = wall() - steady()
+        now, steady_now = self._both()
+        self._offset = now - steady_now
         self._set: int | None = None
         self.even = True
         """Whether it has not been set, as far as was noticed, since `rest` ns before the last call."""
 
     def __call__(self) -> int:
         """The time of day."""
-        now, steady = self._wall(), self._steady()
+        now, steady = self._both()
         offset = now - steady
         if abs(offset - self._offset) > NOTICED:
             self._set = steady
         self._offset = offset
         self.even = self._set is None or steady - self._set > self._rest
         return now
+
+    def _both(self) -> tuple[int, int]:
+        """Both clocks at one moment: whoever is preempted between two readings would find that one was set."""
+        for _ in range(_TRIES):
+            before, now, steady = self._steady(), self._wall(), self._steady()
+            if steady - before < NOTICED:
+                break
+        return now, steady

@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -36,6 +37,7 @@ READY_SECONDS = 60.0
 """For either end: compiling the programs on a busy machine, and an initial sync of a small tree."""
 WAIT_SECONDS = 30.0
 STOP_SECONDS = 15.0
+PORTS_FROM = 10_000
 SENSOR = os.environ.get("RSYNCFS_TEST_SENSOR", "auto")
 
 started: list[Process] = []
@@ -63,11 +65,13 @@ def unhook(state: Path) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody had a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nobody had a moment ago, and that no connection is given of itself meanwhile."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.SystemRandom().sample(range(PORTS_FROM, first), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise AssertionError(f"all of 100 ports from {PORTS_FROM} to {first} are taken")
 
 
 def environment() -> dict[str, str]:

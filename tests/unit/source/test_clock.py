@@ -35,6 +35,21 @@ def test_after_it_was_set_it_is_uneven_for_a_while(jump: int) -> None:
     assert clock.even
 
 
+@pytest.mark.parametrize("preempted", range(12))
+def test_a_pause_between_two_readings_is_not_setting(preempted: int) -> None:
+    hands, readings = Hands(), iter(range(1000))
+
+    def read(name: str) -> int:
+        if next(readings) == preempted:
+            hands.go(4 * NOTICED)
+        return int(getattr(hands, name))
+
+    clock = WallClock(lambda: read("wall"), lambda: read("steady"), REST)
+    for _ in range(4):
+        clock()
+        assert clock.even
+
+
 def test_slow_adjustment_is_not_setting() -> None:
     hands = Hands()
     clock = WallClock(lambda: hands.wall, lambda: hands.steady, REST)
