@@ -68,7 +68,7 @@ class Answers:
             try:
                 names = self._mirror.inspection.names(directory)
             except (OSError, KeyError):
-                continue  # not here (any more): its facts are on their way
+                names = {}  # it is not here (any more), and whoever told of it may not have told of what is in it
             if names_digest(names, b"".join(names.values())) == digest:
                 continue
             differing.append((directory.text(), [name.decode("latin-1") for name in names]))

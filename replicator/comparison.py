@@ -119,6 +119,7 @@ class Comparison:
                 self._outbox.unlisted.add(id, token.since, token.generation)
         for slot, due in extra.items():
             self._outbox.resolver.look(slot, now, due.generation, force=True)
+        self._outbox.unlisted.answered(compared)
         for token in compared.values():
             self._outbox.generations.release(token.generation)
 

@@ -84,7 +84,7 @@ class Intake:
             for slot in index.slots_of(look.id):
                 resolver.look(slot, since, force=force)
         elif isinstance(look, ListLook):
-            if index.is_member(look.id):
+            if index.is_directory(look.id):
                 resolver.list(look.id, since)
                 if force:
                     self._outbox.unlisted.add(look.id, since)

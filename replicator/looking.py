@@ -11,10 +11,10 @@ import math
 import time
 from collections.abc import Callable
 
-from replicator.capture.names import ListLook
 from replicator.intake import Intake
 from replicator.journal.journal import Journal
 from replicator.model import FileId, Slot
+from replicator.source import snapshot
 from replicator.source.look import SourceNamespace
 from replicator.source.outbox import Outbox
 from replicator.tree.handles import SourceRoot
@@ -82,7 +82,7 @@ class Looking:
         begun = time.monotonic_ns()
         changes = resolver.resolve(self._view, now, self._most)
         self._most = _next(self._most, time.monotonic_ns() - begun)
-        self._journal.marks((ListLook(id) for id in changes.lists), now)
+        self._journal.marks(snapshot.found(changes), now)
         self._outbox.changed(changes, time.monotonic_ns())
         # A look may have seen more than was drained: a name must not show what the ring will say.
         self._intake.take_records()

@@ -57,5 +57,6 @@ class Succession:
         yield from snapshot.marks(self._outbox)
         for told in (*self._ledger.unwritten, *self._outbox.news.waiting):
             yield from (SlotLook(slot, None) for slot in told.slots)
+            yield from snapshot.lists(told.dead)
         if self._catchup.busy:
             yield Overflow()

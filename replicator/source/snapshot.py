@@ -1,17 +1,21 @@
 """Everything that is not durable, as marks, and back: what a successor needs that the index does not have.
 
-Takes an outbox; gives marks for the journal (journal/marks.py). Takes the marks of a predecessor; has owed what they
-say. Deaths are not among them: who is to die has lost its names, and a successor asks the replica who has none.
+Takes an outbox, or what its looks found; gives marks for the journal (journal/marks.py). Takes the marks of a
+predecessor; has owed what they say. Deaths are not among them: who is to die has lost its names, and a successor asks
+the replica who has none. But who comes back is to that as the index has it, and to the replica may be dying, dead, or
+made anew in part: so directories that die are to be compared, and whoever returned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from replicator.capture.names import ListLook, SlotLook
 from replicator.dirty.ranges import RangeSet
 from replicator.journal.marks import Doubt, Mark, Partial, Whole
+from replicator.model import FileId
 from replicator.source.outbox import Outbox
+from replicator.tree.resolver import Changes
 
 
 def marks(outbox: Outbox) -> Iterator[Mark]:
@@ -24,10 +28,23 @@ def marks(outbox: Outbox) -> Iterator[Mark]:
                 yield Doubt(owed.id)
             ranges, folios = tuple(owed.ranges), tuple(owed.folios)
             yield Partial(owed.id, ranges, folios, owed.lowest, owed.mapped, owed.holes, owed.check)
-    flying = [slot for epoch in outbox.epochs.inflight for slot in epoch.slots]
+    inflight, naming = outbox.epochs.inflight, outbox.debts.naming
+    flying = [slot for epoch in inflight for slot in epoch.slots]
     yield from (SlotLook(slot, None) for slot in (*outbox.debts.slots(), *flying))
     extra = (slot.parent for slot in outbox.deletions.extra())
-    yield from (ListLook(id) for id in dict.fromkeys((*outbox.resolver.lists(), *outbox.unlisted, *extra)))
+    yield from lists((*outbox.resolver.lists(), *outbox.unlisted, *extra))
+    yield from lists((*naming.dead(), *(id for epoch in inflight for id in epoch.dead)))
+
+
+def lists(ids: Iterable[FileId]) -> Iterator[Mark]:
+    """The names in these are to be compared, of those that are directories."""
+    yield from (ListLook(id) for id in dict.fromkeys(ids))
+
+
+def found(changes: Changes) -> Iterator[Mark]:
+    """What a look found, and is not in what led to it. To be said before the replica is told of any of it."""
+    yield from lists((*changes.lists, *changes.buried))
+    yield from (Whole(id) for id in changes.returned)
 
 
 def restore(outbox: Outbox, mark: Whole | Doubt | Partial, now: int) -> None:

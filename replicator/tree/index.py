@@ -142,6 +142,10 @@ class TreeIndex:
         """Whether the id has a name in the tree, or had one and has not been forgotten yet."""
         return self._node(inode) is not None
 
+    def was_member(self, inode: FileId) -> bool:
+        """Whether the id was forgotten, of which the store may not have heard yet."""
+        return inode in self._forgotten
+
     def is_directory(self, inode: FileId) -> bool:
         """Whether the id is a member and a directory."""
         node = self._node(inode)
@@ -270,24 +274,24 @@ class TreeIndex:
         """Empty the slot and return the id that was in it: it stays a member, perhaps a nameless one."""
         return self._remove(slot)
 
-    def forget(self, inode: FileId) -> list[FileId]:
+    def forget(self, inode: FileId) -> dict[FileId, Kind]:
         """The id has left the tree: remove it and, below a directory, every slot.
 
-        Returns the ids that are no longer members thereby, the id itself first: those without a slot elsewhere.
-        Empty if it was not a member. ValueError for the root.
+        Returns who is no longer a member thereby, the id itself first: those without a slot elsewhere. Empty if it was
+        not a member. ValueError for the root.
         """
         if inode == self._root:
             raise ValueError("the root cannot leave its own tree")
         for slot in self.slots_of(inode):
             self._remove(slot)
-        gone: list[FileId] = []
+        gone: dict[FileId, Kind] = {}
         pending = [inode]
         while pending:
             current = pending.pop()
             node = self._node(current)
             if node is None or node.slots:
                 continue  # named elsewhere, or (a nameless loop of directories) already removed
-            gone.append(current)
+            gone[current] = node.kind
             for name, child in self.children(current).items():
                 self._remove(Slot(current, name))
                 pending.append(child)

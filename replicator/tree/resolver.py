@@ -89,6 +89,10 @@ class Changes:
     """Directories that will be listed because of it."""
     dead: list[tuple[FileId, Due]] = field(default_factory=list)
     """What was below a dead directory follows it."""
+    buried: list[FileId] = field(default_factory=list)
+    """The directories among the dead."""
+    returned: list[FileId] = field(default_factory=list)
+    """The new members that were members before."""
     tops: set[FileId] = field(default_factory=set)
     """Those of the dead that are not dead because of a directory above them."""
     failed: list[tuple[Slot | FileId, OSError]] = field(default_factory=list)
@@ -342,7 +346,7 @@ class Resolver:
             if old is not None:
                 self.index.unbind(slot)
         elif found.id != old:
-            member = self.index.is_member(found.id)
+            member, again = self.index.is_member(found.id), self.index.was_member(found.id)
             moved = self.index.slots_of(found.id) if found.kind is Kind.DIRECTORY else ()
             self.index.bind(slot, found.id, found.kind)
             for previous in moved:  # a directory has one name: its old slot is empty until something else shows there
@@ -351,6 +355,8 @@ class Resolver:
                 self._list_below(found.id, due, changes, member)
             if not member:
                 changes.members.append((found.id, due))
+            if again:
+                changes.returned.append(found.id)
         self._dying_no_more(found)
         if due.force or (found.id if found else None) != old:
             due.before = old
@@ -391,10 +397,12 @@ class Resolver:
                 continue
             del self._dying[id]
             changes.tops.add(id)
-            for lost in self.index.forget(id):
+            for lost, kind in self.index.forget(id).items():
                 if lost != id:
                     due = Due(self._generations.hold(due.generation), due.since)
                 changes.dead.append((lost, due))
+                if kind is Kind.DIRECTORY:
+                    changes.buried.append(lost)
 
 
 def _may_live(view: Namespace, id: FileId) -> bool:

@@ -36,6 +36,8 @@ class Scope:
     """Senders succeed each other, with what the one before left."""
     overflows: bool = False
     """The queue of looks overflows now and then."""
+    leaving: float = 0.0
+    """See World: of the operations, after the beginning."""
     gaps: bool = False
     """The ring overflows now and then, and it is known, or not, of which inodes records were lost."""
     refusals: bool = False
@@ -80,14 +82,14 @@ class Run:
         self.world.settle()
         if self.rng.random() < 0.7:
             self._quiesce()  # begin in step
-        self.calls.restless = self.scope.restless
+        self.calls.restless, self.world.leaving = self.scope.restless, self.scope.leaving
         self.receiver.refusing = 0.1 if self.scope.refusals else 0.0
         for _ in range(self.scope.actions):
             for _ in range(self.rng.choice((1, 1, 2, 3))):
                 self.world.act()
             for _ in range(self.rng.choice((0, 1, 2, 4))):
                 self._something()
-        self.calls.restless = self.receiver.refusing = 0.0
+        self.calls.restless = self.world.leaving = self.receiver.refusing = 0.0
         self.world.settle()
         self._quiesce()
         self._compare()
@@ -192,6 +194,10 @@ class Run:
             answer = self.receiver.apply(facts, payload, self.rng.randint(0, 8) if crash else None)
         except Crash:
             self._kill()
+            if self.scope.heirs and self.rng.random() < 0.5:  # both ends at once
+                for _ in range(self.rng.choice((0, 1, 3))):
+                    self.world.act()
+                self._succeed()
         else:
             self.down.append(answer)
             self.shipped.difference_update(refusal.id for refusal in answer.refusals)
@@ -199,8 +205,8 @@ class Run:
     def _reply(self, question: Names | Nameless) -> None:
         if isinstance(question, Names):
             for directory, wanted in question.directories.items():
-                names = self.receiver.names(directory)
-                if names is not None and names != wanted:
+                names = self.receiver.names(directory) or {}
+                if names != wanted:
                     question.found[directory] = list(names)
         else:
             question.found = self.receiver.nameless()

@@ -298,7 +298,7 @@ class Sender:
                 resolver.look(slot, self.now, force=True)
             case InodeLook(id) if index.is_member(id):
                 self.outbox.table.mark(id, self.now)
-            case ListLook(id) if index.is_member(id):
+            case ListLook(id) if index.is_directory(id):
                 resolver.list(id, self.now)
                 self.outbox.unlisted.add(id, self.now)
             case Overflow():
@@ -412,7 +412,7 @@ class Sender:
     def resolve(self) -> None:
         self.world.clock += 1
         changes = self.outbox.resolver.resolve(self.calls, self.now)
-        self.journal.marks((ListLook(id) for id in changes.lists), self.now)
+        self.journal.marks(snapshot.found(changes), self.now)
         if self.world.trace is not None:
             self.world.note(
                 f"sender: slots {[(slot, self.outbox.index.get(slot)) for slot, *_ in changes.slots]}"
@@ -479,6 +479,7 @@ class Sender:
                 due = compared[directory]
                 for name in sorted(self.outbox.index.children(directory).keys() | set(names)):
                     self.outbox.resolver.look(Slot(directory, name), self.now, due.generation, force=True)
+            self.outbox.unlisted.answered(compared)
             for due in compared.values():
                 self.outbox.generations.release(due.generation)
             return
@@ -539,6 +540,7 @@ class Sender:
         for question in unanswered:
             if isinstance(question, Names):
                 compared, self._comparing = self._comparing, {}
+                self.outbox.unlisted.answered(compared)
                 for id, due in compared.items():
                     self.outbox.unlisted.add(id, due.since, due.generation)
                     self.outbox.generations.release(due.generation)

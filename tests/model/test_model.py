@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from replicator.model import Kind
 from tests.model.explore import Run, Scope, explore, told
 from tests.model.mutants import MUTANTS, Mutant
-from tests.model.receiver import Fault
-from tests.model.sender import small_scale
+from tests.model.receiver import Crash, Fault
+from tests.model.sender import Sender, small_scale
 
 SCOPES = {
     "common": (Scope(), 8000),
@@ -17,6 +18,7 @@ SCOPES = {
     "senders succeed each other": (Scope(heirs=True, restarts=False), 4000),
     "heirs of a replica that refuses": (Scope(heirs=True, refusals=True), 1500),
     "heirs, names excluded": (Scope(heirs=True, exclude=("c", "/a/b", "!c/b")), 1500),
+    "heirs, things leave and return": (Scope(heirs=True, restarts=False, leaving=0.5), 1500),
     "restless": (Scope(actions=8, restless=0.12), 3000),
     "long": (Scope(actions=60), 600),
     "names excluded": (Scope(exclude=("c",)), 1500),
@@ -92,6 +94,79 @@ def test_a_mapped_file_that_leaves_and_returns_is_flushed() -> None:
     assert world.store(node, 1)
     run._quiesce()
     run._compare()
+
+
+class Away:
+    """A directory that its sender has seen leaving the tree, with files of several slices and another's second name."""
+
+    def __init__(self) -> None:
+        self.run = run = Run(0, Scope(heirs=True))
+        world = self.world = run.world
+        world.settle()
+        run._quiesce()
+        assert world.create(world.tree, b"d", Kind.DIRECTORY)
+        directory = world.tree.names[b"d"]
+        for parent, name in ((directory, b"f"), (directory, b"g"), (world.tree, b"h")):
+            assert world.create(parent, name)
+            assert world.write(parent.names[name], 0, 6)
+        assert world.link(world.tree.names[b"h"], directory, b"l")
+        run._quiesce()
+        assert world.rename(world.tree, b"d", world.outside, b"d")
+        self.look()
+
+    def look(self) -> None:
+        for _ in range(6):
+            self.run.sender.drain()
+            self.run.sender.resolve()
+            self.world.clock += 20_000_000_000
+
+    def back(self) -> None:
+        assert self.world.rename(self.world.outside, b"d", self.world.tree, b"d")
+
+    def tell(self, crash_at: int) -> None:
+        """An epoch arrives, and the replica dies over it before that step, if not earlier."""
+        self.run._compose()
+        try:
+            for message in self.run.up:
+                if isinstance(message, tuple):
+                    self.run.receiver.apply(*message, crash_at)
+        except Crash:
+            self.run._kill()
+        self.run.up.clear()
+
+    def inherit(self) -> None:
+        """The sender dies too, and the next one brings all of it in step."""
+        run = self.run
+        run._cut()
+        run.sender = Sender(run.world, run.calls, checking=False, memory=run.sender.memory)
+        run._quiesce()
+        run._compare()
+
+
+@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("seen", [False, True], ids=["the successor sees it return", "its sender saw it return"])
+def test_a_directory_that_died_in_part_is_whole_again_when_it_returned(steps: int, seen: bool) -> None:
+    """The successor of its sender hears no more than that a name may mean something else, which it does not."""
+    away = Away()
+    away.tell(crash_at=steps)
+    away.back()
+    if seen:
+        away.look()
+    away.inherit()
+
+
+@pytest.mark.parametrize("epochs", range(1, 4))
+def test_a_file_that_returned_and_came_in_part_is_whole_with_the_next_sender(epochs: int) -> None:
+    away = Away()
+    away.back()
+    away.look()
+    sender = away.run.sender
+    for _ in range(epochs):
+        sender.start_reads(50)
+        while sender.outcomes:
+            sender.finish_read()
+        away.tell(crash_at=100)
+    away.inherit()
 
 
 @pytest.mark.slow

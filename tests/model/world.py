@@ -5,7 +5,10 @@ Takes a random generator, by which alone all is decided; gives one possible oper
 
 from __future__ import annotations
 
+import random
+
 from replicator.model import Kind
+from replicator.tree.exclude import Exclude
 from tests.model.filesystem import BIGGEST, Filesystem, Node
 
 NAMES = (b"a", b"b", b"c")
@@ -13,6 +16,13 @@ NAMES = (b"a", b"b", b"c")
 
 class World(Filesystem):
     """A filesystem that is used."""
+
+    def __init__(self, rng: random.Random, exclude: Exclude) -> None:
+        super().__init__(rng, exclude)
+        self.leaving = 0.0
+        """How probable it is that an operation moves something out of the tree, or back to where it was."""
+        self._away: list[tuple[bytes, Node, bytes]] = []
+        """What was moved out: its name there, and the place that it had."""
 
     def directories(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.kind is Kind.DIRECTORY and node is not self.top]
@@ -29,6 +39,8 @@ class World(Filesystem):
 
     def _try(self) -> bool:
         rng = self.rng
+        if self.leaving and rng.random() < self.leaving:
+            return self._leave_or_return()
         what = rng.choices(_OPERATIONS, cum_weights=_WEIGHTS)[0]
         done, args = False, ""
         if what in ("create", "mkdir", "symlink", "tmpfile"):
@@ -82,6 +94,21 @@ class World(Filesystem):
         if done:
             self.note(f"source: {what} {args}")
         return done
+
+    def _leave_or_return(self) -> bool:
+        if self._away and self.rng.random() < 0.6:
+            name, old, old_name = self._away.pop(self.rng.randrange(len(self._away)))
+            self.note(f"source: return OUT/{name.decode()} {self._say_place(old, old_name)}")
+            return self.rename(self.outside, name, old, old_name)
+        old, old_name = self._occupied()
+        if old_name == b"" or (old is not self.tree and not self.inside(old)):
+            return False
+        name = b"%d" % self.clock
+        if not self.rename(old, old_name, self.outside, name):
+            return False
+        self.note(f"source: leave {self._say_place(old, old_name)} OUT/{name.decode()}")
+        self._away.append((name, old, old_name))
+        return True
 
     def _place(self) -> tuple[Node, bytes]:
         return self.rng.choice(self.directories()), self.rng.choice(NAMES)
