@@ -63,6 +63,8 @@ class Reading:
                 continue
             if outcome.error is not None:
                 self._unreadable(outcome.error, flush, now)
+            elif outcome.early:
+                self._outbox.reads.put_off(flush)
             elif outcome.part is None:
                 self._outbox.reads.gone(flush)
             else:

@@ -49,6 +49,8 @@ class Owed:
     """Ranges may have become holes."""
     epoch: int = 0
     """The newest, in full, of a record after which repeats are not told (capture/fence.py); 0 if there is none."""
+    waited: bool = False
+    """A read has waited for the inode's lock, and left it at that."""
     beyond: int = 0
     """How often a read found ranges beyond the end of the file."""
     share: Share = field(default_factory=Share)
@@ -68,6 +70,7 @@ class Owed:
         self.check = self.check or other.check
         self.deep = self.deep or other.deep
         self.whole = self.whole or other.whole
+        self.waited = self.waited or other.waited
         self.mapped |= other.mapped
         self.holes |= other.holes
         self.epoch = max(self.epoch, other.epoch)

@@ -24,6 +24,7 @@ SLICE = 4 << 20
 HOLES_FROM = 1 << 16
 """A range of at least this many bytes is looked through for holes."""
 BEYOND_TRIES = 3
+LONG_WAIT = 5_000_000  # ns
 _FLUSH = syscalls.SYNC_FILE_RANGE_WAIT_BEFORE | syscalls.SYNC_FILE_RANGE_WRITE | syscalls.SYNC_FILE_RANGE_WAIT_AFTER
 
 
@@ -35,6 +36,8 @@ class Outcome:
     part: Part | None = None
     gone: bool = False
     error: OSError | None = None
+    early: bool = False
+    """Somebody was changing the file, for long: what that was about is better known now, so nothing was read."""
     beyond: RangeSet = field(default_factory=RangeSet)
     """Dirty ranges beyond the end of the file: their size is still to come."""
     hashes: dict[int, int] = field(default_factory=dict)
@@ -79,10 +82,14 @@ class Reader:
             owed.check = owed.deep = False  # to send it costs less than to ask
             owed.mark_whole()
         if kind is Kind.FILE and not owed.check:
+            asked = time.monotonic_ns()
             wait_for_lock(fd, status.st_size, self._source.fstype)
             # What was told until here was told by one who is done, or holds the lock that is waited for once more.
             waited = time.monotonic_ns()
             wait_for_lock(fd, status.st_size, self._source.fstype)
+            if flush.left is None and not owed.waited and time.monotonic_ns() - asked > LONG_WAIT:
+                outcome.early = True
+                return
             if owed.mapped and flush.left is None:
                 self._write_out(fd, flush, outcome)
             read = time.monotonic_ns()

@@ -143,6 +143,13 @@ class Reads:
             self._debts.generations.release(flush.owed.generation)
             self._debts.naming.release(flush.owed.id)
 
+    def put_off(self, flush: Flush) -> None:
+        """A read only waited: all of it is owed still, with what was told meanwhile, and may be read at once."""
+        if self.current(flush):
+            del self._flushes[flush.owed.id]
+            flush.owed.waited = True
+            self._debts.fold(flush.owed)
+
     def owe_again(self, flush: Flush, ranges: RangeSet, now: int) -> None:
         """A read could not see these ranges yet; they stay dirty, with the age of the flush."""
         if not self.current(flush):

@@ -182,7 +182,13 @@ def small_scale() -> Iterator[None]:
         stack.enter_context(mock.patch.object(pages_module, "PAGE", BLOCK))
         for module in (plan_module, read_module):
             stack.enter_context(mock.patch.object(module, "COMPARED_FROM", COMPARED_FROM))
-        for name, value in (("SLICE", SLICE), ("HOLES_FROM", 6), ("PAGE", BLOCK), ("BEYOND_TRIES", 1)):
+        for name, value in (
+            ("SLICE", SLICE),
+            ("LONG_WAIT", 5),
+            ("HOLES_FROM", 6),
+            ("PAGE", BLOCK),
+            ("BEYOND_TRIES", 1),
+        ):
             stack.enter_context(mock.patch.object(read_module, name, value))
         yield
 
@@ -569,6 +575,8 @@ class Sender:
             self.outbox.reads.gone(flush)
         elif outcome.error is not None:
             self.outbox.reads.failed(flush, self.now)
+        elif outcome.early:
+            self.outbox.reads.put_off(flush)
         else:
             assert outcome.part is not None
             if outcome.beyond:

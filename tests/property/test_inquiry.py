@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, cast
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,8 @@ from replicator.blocks import DIGEST, Span, Verdict
 from replicator.errors import RemoteError
 from replicator.link import inquiry
 from replicator.mirror.mirror import Mirror
-from replicator.model import Extent, FileId
+from replicator.model import Extent, FileId, Slot
+from replicator.verify.digests import names_digest
 from replicator.work import Worker
 
 ids = st.builds(FileId, *[st.integers(0, 2**63 - 1)] * 4)
@@ -36,10 +38,17 @@ bodies = st.dictionaries(keys, json, max_size=4)
 
 
 class Nothing:
-    """A mirror that has nothing."""
+    """A mirror that has nothing, and its inspection."""
 
-    def names(self, id: FileId) -> list[bytes]:
+    @property
+    def inspection(self) -> Nothing:
+        return self
+
+    def names(self, id: FileId) -> dict[bytes, bytes]:
         raise KeyError(id)
+
+    def count(self, place: Slot, most: int) -> int:
+        return 0
 
     def attributes(self, id: FileId) -> Any:
         raise KeyError(id)
@@ -109,6 +118,16 @@ def test_a_question_is_answered_or_refused(body: dict[str, Any], op: str | None,
         assert told == []
     else:
         assert len(told) == 1
+
+
+@given(st.lists(ids, min_size=1, max_size=3), st.dictionaries(st.binary(min_size=1, max_size=3), ids, max_size=3))
+def test_a_directory_that_is_not_there_has_no_names(asked: list[FileId], names: dict[bytes, FileId]) -> None:
+    """If the sender thinks otherwise, it must hear so: the replica was told of the directory, or will be, without."""
+    digest = names_digest(sorted(names), b"".join(names[name].wide() for name in sorted(names)))
+    told: list[dict[str, Any]] = []
+    question = {"op": "names", "directories": [[id.text(), digest] for id in asked]}
+    answers().answer(question, told.append)
+    assert inquiry.directories(orjson.loads(orjson.dumps(told[0]))) == ([(id, []) for id in asked] if names else [])
 
 
 def test_who_asks_for_too_much_at_once_is_refused() -> None:
