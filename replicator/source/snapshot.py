@@ -2,8 +2,8 @@
 
 Takes an outbox, or what its looks found; gives marks for the journal (journal/marks.py). Takes the marks of a
 predecessor; has owed what they say. Deaths are not among them: who is to die has lost its names, and a successor asks
-the replica who has none. But who comes back is to that as the index has it, and to the replica may be dying, dead, or
-made anew in part: so directories that die are to be compared, and whoever returned.
+the replica who has none. But if one comes back, the successor finds it as the index has it, while the replica may have
+executed part of its death, or have made it anew in part: so directories that die are to be compared, and who returned.
 """
 
 from __future__ import annotations

@@ -123,9 +123,15 @@ class Away:
     def back(self) -> None:
         assert self.world.rename(self.world.outside, b"d", self.world.tree, b"d")
 
-    def tell(self, crash_at: int) -> None:
+    def compact(self) -> None:
+        """The journal is replaced by a snapshot."""
+        self.run.sender.journal.begin(self.run.sender.now, anew=True)
+
+    def tell(self, crash_at: int, *, compacted: bool = False) -> None:
         """An epoch arrives, and the replica dies over it before that step, if not earlier."""
         self.run._compose()
+        if compacted:
+            self.compact()
         try:
             for message in self.run.up:
                 if isinstance(message, tuple):
@@ -145,10 +151,13 @@ class Away:
 
 @pytest.mark.parametrize("steps", range(6))
 @pytest.mark.parametrize("seen", [False, True], ids=["the successor sees it return", "its sender saw it return"])
-def test_a_directory_that_died_in_part_is_whole_again_when_it_returned(steps: int, seen: bool) -> None:
+@pytest.mark.parametrize("compacted", ["never", "in flight", "afterwards"])
+def test_a_directory_that_died_in_part_is_whole_again_when_it_returned(steps: int, seen: bool, compacted: str) -> None:
     """The successor of its sender hears no more than that a name may mean something else, which it does not."""
     away = Away()
-    away.tell(crash_at=steps)
+    away.tell(crash_at=steps, compacted=compacted == "in flight")
+    if compacted == "afterwards":
+        away.compact()
     away.back()
     if seen:
         away.look()

@@ -67,11 +67,13 @@ def unhook(state: Path) -> None:
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that nobody had a moment ago, and that no connection is given of itself meanwhile."""
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for port in random.SystemRandom().sample(range(PORTS_FROM, first), 100):
+    ports = range(PORTS_FROM, first)
+    for wanted in (*random.SystemRandom().sample(ports, min(100, len(ports))), 0):  # 0: any, if there are no such ports
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
+            probe.bind((host, wanted))
+            port: int = probe.getsockname()[1]
             return port
-    raise AssertionError(f"all of 100 ports from {PORTS_FROM} to {first} are taken")
+    raise AssertionError(f"no port of {host} is free")
 
 
 def environment() -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from replicator.capture.event import EVENT, EventFlag, EventKind, Events
+from replicator.capture.names import ListLook
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import Owed
 from replicator.intake import LATE, SOON, Intake
@@ -265,6 +266,17 @@ def test_reads_are_remembered_no_longer_than_a_loss_may_be_late(scratch: Path) -
     read(world, SUB, time.monotonic_ns())
     world.intake.check_losses()
     assert list(world.outbox.reads.since(0)) == [SUB]
+
+
+def test_a_directory_that_is_being_asked_about_is_so_again_by_a_successor(scratch: Path) -> None:
+    outbox = World(scratch).outbox
+    outbox.unlisted.add(SUB, 1)
+    outbox.debts.unshipped.pop(SUB, None)
+    taken = outbox.unlisted.take(10, 2)
+    assert list(taken) == [SUB]
+    assert ListLook(SUB) in list(snapshot.marks(outbox))
+    outbox.unlisted.answered(taken)
+    assert ListLook(SUB) not in list(snapshot.marks(outbox))
 
 
 def test_of_a_directory_that_the_replica_lacked_the_names_are_compared_too(scratch: Path) -> None:
