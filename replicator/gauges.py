@@ -44,6 +44,7 @@ class Gauges:
         metrics.sensor.info({"sensor": sensor_name(sensor)})
         metrics.hooks_adopted.set(hooks.state()["adopted"])
         metrics.oldest_unreplicated.set_function(self.oldest_age)
+        metrics.unsettled.set_function(lambda: outbox.pace.unsettled_count)
 
     def follow_wire(self) -> None:
         """Count the bytes on the wire: in each turn, so that who was made to wait finds them counted."""

@@ -85,6 +85,9 @@ class SenderMetrics(_Side):
         self.held_files = self._gauge(
             "rsyncfs_held_files", "Inodes that cannot be replicated for now because the replica refuses them."
         )
+        self.unsettled = self._gauge(
+            "rsyncfs_unsettled_inodes", "Inodes to be told to the replica once more when quiet for 5 s."
+        )
         self.held_deletions = self._gauge(
             "rsyncfs_held_deletions", "Names whose deletion the replica is not told, being too many (--max-delete)."
         )

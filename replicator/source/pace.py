@@ -55,6 +55,11 @@ class Pace:
         self._unsettled[id] = taken
         self._unsettled.move_to_end(id)
 
+    @property
+    def unsettled_count(self) -> int:
+        """How many inodes `quiet()` has still to give; may be asked from any thread."""
+        return len(self._unsettled)
+
     def quiet(self, before: int, most: int) -> list[FileId]:
         """Up to `most` unsettled inodes that have not been told since `before`; each is given once."""
         found: list[FileId] = []

@@ -18,15 +18,16 @@ class Undecided:
 
     def __init__(self, later: Iterable[Told]) -> None:
         self._slots: set[Slot] = set()
+        self._dead: set[FileId] = set()
         self._moved: set[FileId] = set()
         for one in later:
             self._slots.update(one.slots)
-            self._moved.update(one.dead)
+            self._dead.update(one.dead)
             self._moved.update(entry[0] for entry in one.slots.values() if entry and entry[1] is Kind.DIRECTORY)
 
     def has(self, slot: Slot, holder: FileId | None) -> bool:
         """Whether what is told later may change what the slot holds, which is `holder` before that."""
-        return slot in self._slots or slot.parent in self._moved or holder in self._moved
+        return slot in self._slots or slot.parent in self._dead or holder in self._dead or holder in self._moved
 
 
 def reborn(told: Sequence[Told], later: Iterable[Told]) -> set[FileId]:

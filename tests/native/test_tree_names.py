@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EXCLUDED_SUFFIX, Case
-from tests.support.deadline import SLOW
+from tests.support.deadline import SLOW, eventually
 from tests.support.operations import KIB, MIB, content
 from tests.support.syscalls import RENAME_EXCHANGE, renameat2
 
@@ -32,8 +32,14 @@ BIG = 10_000 if SLOW < 2 else 200
 
 
 @contextlib.contextmanager
-def no_data(case: Case, allowed: int = FACTS) -> Iterator[None]:
-    """What happens inside reaches the replica for the price of its facts, without a rescan."""
+def no_data(case: Case, allowed: int = FACTS, settled: bool = False) -> Iterator[None]:
+    """What happens inside reaches the replica for the price of its facts, without a rescan.
+
+    `settled`: after waiting until nothing has to be told once more of so many inodes that it would not fit in.
+    """
+    if settled:
+        eventually(lambda: case.pair.metrics()["rsyncfs_unsettled_inodes"] == 0, 60, "quiet inodes are told once more")
+        case.pair.wait()
     sent_before, resyncs_before = case.pair.spent()
     yield
     case.assert_same()
@@ -89,7 +95,7 @@ def test_deeper_than_a_path_can_say(case: Case) -> None:
         for fd in fds:
             os.close(fd)
     case.assert_same()
-    with no_data(case):
+    with no_data(case, settled=True):
         (case.source / os.fsdecode(LONG)).rename(case.source / "moved")
     subprocess.run(["rm", "-r", case.source / "moved"], check=True)
     case.assert_same()
@@ -203,7 +209,7 @@ def test_rename_of_a_big_directory(case: Case) -> None:
     for number in range(BIG):
         (directory / str(number)).write_bytes(b"%d" % number)
     case.assert_same(timeout=120)
-    with no_data(case):
+    with no_data(case, settled=True):
         directory.rename(case.source / "renamed")
 
 

@@ -123,6 +123,14 @@ def test_it_equals_the_naive_model(steps: list[tuple[str, FileId, bytes, FileId]
         assert set(index.nameless()) == naive.members - set(naive.slots.values()) - {ROOT}
 
 
+_BEGIN = [
+    ("bind", ROOT, NAMES[0], DIRECTORIES[0], 0),
+    ("bind", DIRECTORIES[0], NAMES[0], FILES[0], 0),
+    ("tell all", ROOT, NAMES[0], ROOT, 0),
+    ("commit all", ROOT, NAMES[0], ROOT, 0),
+]
+
+
 @given(
     st.lists(
         st.tuples(
@@ -136,6 +144,14 @@ def test_it_equals_the_naive_model(steps: list[tuple[str, FileId, bytes, FileId]
         ),
         max_size=60,
     )
+)
+@example(  # a directory that is renamed while the store is told what is in it
+    [
+        *_BEGIN,
+        ("bind", ROOT, NAMES[1], DIRECTORIES[0], 0),
+        ("tell all", ROOT, NAMES[0], ROOT, 0),
+        ("notice", ROOT, NAMES[0], ROOT, 0),
+    ]
 )
 @settings(max_examples=300)
 def test_it_equals_the_naive_model_whatever_the_store_has(
