@@ -258,6 +258,11 @@ told = st.builds(
     now=[Told({Slot(ROOT, b"a"): (DIRECTORIES[0], Kind.DIRECTORY)})],
     later=[Told({Slot(ROOT, b"b"): (DIRECTORIES[0], Kind.DIRECTORY)})],
 )
+@example(  # what is in a directory goes with it
+    before=[],
+    now=[Told({Slot(DIRECTORIES[0], b"a"): (FILES[0], Kind.FILE)})],
+    later=[Told(dead=[DIRECTORIES[0]])],
+)
 @given(st.lists(told, max_size=4), st.lists(told, min_size=1, max_size=4), st.lists(told, max_size=2))
 def test_what_is_told_has_the_effect_on_the_store_that_it_says(
     before: list[Told], now: list[Told], later: list[Told]
