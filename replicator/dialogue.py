@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 UNAPPLIED = 4
 """Epochs sent and not yet visible on the replica: while there are so many, what changes is gathered into the next."""
 SECOND = 1_000_000_000
+FEW = 16
+"""Up to so many values are taken one by one: numpy's calls cost more than that."""
 
 
 def greeting(options: SendOptions, identity: Identity, source: SourceRoot, ledger: Ledger) -> m.Hello:
@@ -179,5 +181,8 @@ class Dialogue:
 
 
 def _observe(histogram: Any, ages: list[int]) -> None:
-    if ages:
+    if len(ages) > FEW:
         histogram.observe_many(np.array(ages) / SECOND)
+        return
+    for age in ages:
+        histogram.observe(age / SECOND)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from pathlib import Path
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -19,7 +19,7 @@ from replicator import syscalls
 from replicator.capture import bpf
 from replicator.capture.epochs import LOW
 
-_ONLINE: Final = Path("/sys/devices/system/cpu/online")
+_ONLINE: Final = "/sys/devices/system/cpu/online"
 _ENOTSUPP: Final = 524
 """The kernel's own, which has no name here."""
 
@@ -34,6 +34,7 @@ class Fence:
         self.epoch = int(self._shared[0])
         """The present one, also if another process began it; 0 while every write is told."""
         self._program = -1
+        self._online = os.open(_ONLINE, os.O_RDONLY | os.O_CLOEXEC)
 
     def advance(self) -> int:
         """Begin the next epoch; returns its number, whose low half is never 0."""
@@ -49,7 +50,7 @@ class Fence:
         try:
             if self._program < 0:
                 self._program = bpf.load_program(bpf.PROGRAM_RAW_TRACEPOINT, bpf.RETURN_ZERO, "rsyncfs_fence")
-            for cpu in online():
+            for cpu in online(os.pread(self._online, 4096, 0)):
                 bpf.run_on(self._program, cpu)
         except OSError as fault:
             if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP):
@@ -60,15 +61,17 @@ class Fence:
         """May be called twice; nothing else may be called afterwards."""
         self._shared = np.zeros(1, np.uint64)
         self._page.close()
-        if self._program >= 0:
-            os.close(self._program)
-            self._program = -1
+        for descriptor in (self._program, self._online):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._program = self._online = -1
 
 
-def online() -> list[int]:
-    """The processors that run."""
+@lru_cache(maxsize=16)
+def online(listed: bytes) -> list[int]:
+    """The processors that run, as the kernel lists them: "0-3,5"."""
     found: list[int] = []
-    for part in _ONLINE.read_text().strip().split(","):
+    for part in listed.decode("ascii").strip().split(","):
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     return found

@@ -100,31 +100,13 @@ class Reader:
         if status.st_nlink == 0:
             outcome.gone = True
             return
-        whole = kind is not Kind.FILE or (owed.whole and flush.left is None)
         data: list[tuple[int, bytes]] = []
         holes: list[Extent] = []
         size = status.st_size if kind is Kind.FILE else 0
-        partial = False
-        lowest = owed.lowest if flush.left is None else None
+        first = flush.left is None
         if kind is Kind.FILE and not owed.check:
             size = self._slice(fd, flush, size, outcome, data, holes)
-            partial = bool(flush.left)
-        fact = InodeFact(
-            id=owed.id,
-            kind=kind,
-            attributes=_attributes(fd, kind, status),
-            size=size,
-            whole=whole,
-            partial=partial,
-            check=owed.check,
-            deep=owed.deep and kind is Kind.FILE,
-            settled=not owed.mapped and flush.even and abs(flush.taken - status.st_ctime_ns) > SETTLED_AFTER,
-            lowest=lowest if kind is Kind.FILE else None,
-            data=tuple(Extent(offset, len(chunk)) for offset, chunk in data),
-            holes=tuple(holes),
-        )
-        covered = [(extent.offset, extent.end) for extent in (*fact.data, *fact.holes)]
-        outcome.part = Part(flush, fact, data, waited, read, covered)
+        outcome.part = part_of(flush, fd, status, size, data, holes, waited, read, first=first)
 
     def _write_out(self, fd: int, flush: Flush, outcome: Outcome) -> None:
         """Make the pages of mappings clean, so that what is stored from here on faults and is seen."""
@@ -229,6 +211,40 @@ class Reader:
             data.append((at, chunk))
             return at + len(chunk), len(chunk)
         return end, 0  # cut off meanwhile: a new size is on its way
+
+
+def part_of(
+    flush: Flush,
+    fd: int,
+    status: os.stat_result,
+    size: int,
+    data: list[tuple[int, bytes]],
+    holes: list[Extent],
+    waited: int,
+    read: int,
+    *,
+    first: bool = True,
+) -> Part:
+    """What was read of an inode, as a part to be sent; `first`: of the flush. OSError as its attributes can be read."""
+    owed = flush.owed
+    kind = kind_of(status.st_mode)
+    file = kind is Kind.FILE
+    fact = InodeFact(
+        id=owed.id,
+        kind=kind,
+        attributes=_attributes(fd, kind, status),
+        size=size,
+        whole=not file or (owed.whole and first),
+        partial=file and not owed.check and bool(flush.left),
+        check=owed.check,
+        deep=owed.deep and file,
+        settled=not owed.mapped and flush.even and abs(flush.taken - status.st_ctime_ns) > SETTLED_AFTER,
+        lowest=owed.lowest if file and first else None,
+        data=tuple(Extent(offset, len(chunk)) for offset, chunk in data),
+        holes=tuple(holes),
+    )
+    covered = [(extent.offset, extent.end) for extent in (*fact.data, *fact.holes)]
+    return Part(flush, fact, data, waited, read, covered)
 
 
 def wait_for_lock(fd: int, size: int, fstype: str) -> None:

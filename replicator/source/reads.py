@@ -66,8 +66,9 @@ class Reads:
         """Up to `items` flushes to read (a slice of), small ones before those of more than `big` bytes. With them goes
         what was refused and may be tried again.
 
-        What was told before its effect (a clone, a punched hole) is often told in many steps of one call: such an inode
-        is left alone until `calm` ns have passed since the last of them, or ten times that since the first.
+        What was told before its effect (a clone, a punched hole, an appended line) is often told in many steps: such an
+        inode is left alone until `calm` ns have passed since the last of them, or ten times that since the first. One
+        that was not read for four times `calm` is read at once: a line now and then need not wait.
         """
         self._debts.refused.retry(now)
         # Parts that wait for a directory are in the way of others, and it must not wait for room in its turn.
@@ -83,7 +84,7 @@ class Reads:
             if len(chosen) >= items:
                 break
             owed = self._debts.table.get(id)
-            if owed is not None and now - owed.begun < calm and now - owed.since < 10 * calm:
+            if owed is not None and self._is_moving(owed, now, calm):
                 self.calming = True
                 continue
             if owed is not None and owed.ranges.total > big and not owed.whole:
@@ -92,6 +93,11 @@ class Reads:
             chosen.append(self._begin(id, now))
         chosen += [self._begin(id, now) for id in late[: max(0, room)]]
         return chosen + bulky
+
+    def _is_moving(self, owed: Owed, now: int, calm: int) -> bool:
+        if now - owed.begun >= calm or now - owed.since >= 10 * calm:
+            return False
+        return owed.whole or now - self._last.get(owed.id, 0) < 4 * calm
 
     def _eligible(self, now: int, most: int) -> list[FileId]:
         debts, result = self._debts, []
