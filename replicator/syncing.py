@@ -46,7 +46,7 @@ class Syncing:
         self._lost = lost
         self._worker = Worker()
         self._unsynced = 0
-        self._running = False
+        self._running = self._ending = False
         self._next = 0.0
         self._failures = Seldom(10.0)
         self.sick: str | None = None
@@ -72,10 +72,11 @@ class Syncing:
         if self._unsynced and not self._running and time.monotonic() >= self._next:
             self._unsynced, self._running = 0, True
             job = self._mirror.start_sync()
-            self._worker.submit(lambda: _timed(job), self._synced)
+            self._worker.submit(lambda: _timed(job), lambda done: self._synced(job, done))
 
     def finish(self) -> None:
         """Wait for the sync that is under way; no other may begin."""
+        self._ending = True
         self._worker.join()
         self._worker.collect()
 
@@ -83,11 +84,24 @@ class Syncing:
         """Let the thread end."""
         self._worker.close()
 
-    def _synced(self, done: tuple[SyncJob, float] | Exception) -> None:
-        self._running = False
+    def _synced(self, job: SyncJob, done: float | Exception) -> None:
         if isinstance(done, Exception):
             raise done
-        job, seconds = done
+        commit = self._mirror.seal(job)
+        if commit is None:
+            self._finish(job, done)
+        elif self._ending:
+            self._finish(job, done + _timed(commit))
+        else:
+            self._worker.submit(lambda: _timed(commit), lambda more: self._committed(job, done, more))
+
+    def _committed(self, job: SyncJob, seconds: float, more: float | Exception) -> None:
+        if isinstance(more, Exception):
+            raise more
+        self._finish(job, seconds + more)
+
+    def _finish(self, job: SyncJob, seconds: float) -> None:
+        self._running = False
         self._next = following(self._next, time.monotonic(), seconds)
         self._metrics.sync_seconds.observe(seconds)
         before = self._mirror.durable_epoch
@@ -119,8 +133,8 @@ def following(due: float, ended: float, seconds: float) -> float:
     return max(due + seconds, ended - CREDIT) + min(1.0, seconds)
 
 
-def _timed(job: SyncJob) -> tuple[SyncJob, float]:
-    """Run a job; with the seconds that it took."""
+def _timed(job: Callable[[], None]) -> float:
+    """Run a job; the seconds that it took."""
     started = time.monotonic()
     job()
-    return job, time.monotonic() - started
+    return time.monotonic() - started

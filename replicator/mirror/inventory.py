@@ -2,13 +2,15 @@
 
 Rows of durable epochs lie in sqlite (WAL, synced at each commit); rows of later ones in two layers in memory: the one
 being made durable ("frozen") and the one that grows. A crash forgets the layers; the intent log and a look at the disk
-restore what they said. Not for several threads. Raises sqlite3.Error when the state directory fails.
+restore what they said. Not for several threads, but `write` may be called in another one, since it waits for the disk.
+Raises sqlite3.Error when the state directory fails.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -24,10 +26,12 @@ class Inventory:
     """See the module. `root` is valid once `set_root` was called or a stored one was found."""
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db = _connected(path)
         self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(SCHEMA)
+        self._writer = _connected(path)
+        """Of its own, so that who reads does not wait for it."""
+        self._writing = threading.Lock()
         self._grow = Layer()
         self._frozen: Layer | None = None
         self._inodes: dict[FileId, Entry | None] = {}
@@ -50,8 +54,8 @@ class Inventory:
 
     def set_meta(self, **values: str) -> None:
         """Store values, durably and together."""
-        with self._transaction():
-            self._put_meta(values)
+        with self._writing, Transaction(self._db):
+            _put_meta(self._db, values)
 
     def set_root(self, id: FileId, handle: bytes) -> None:
         """The source's root is the replica's root directory."""
@@ -276,26 +280,35 @@ class Inventory:
         """Write the frozen layer (or, if nothing is frozen, everything) to disk, together with `meta`."""
         if self._frozen is None:
             self.freeze()
+        self.write(lambda: meta)
+        self.written_down()
+
+    def write(self, meta: Callable[[], dict[str, str]]) -> None:
+        """Write the frozen layer to disk, in any thread, together with what `meta` says then: nobody else sets such
+        values meanwhile. It stays frozen until `written_down`, or, if this fails, `thaw`."""
         layer = self._frozen
         assert layer is not None
-        with self._transaction():
-            inodes, bound = layer.inodes, layer.bound
-            self._db.executemany(
-                "DELETE FROM inodes WHERE id = ?", ((key_of(i),) for i, e in inodes.items() if e is None)
-            )
-            self._db.executemany(
+        inodes, bound, db = layer.inodes, layer.bound, self._writer
+        with self._writing, Transaction(db):
+            db.executemany("DELETE FROM inodes WHERE id = ?", [(key_of(i),) for i, e in inodes.items() if e is None])
+            db.executemany(
                 "INSERT OR REPLACE INTO inodes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (row_of(id, *entry) for id, entry in inodes.items() if entry is not None),
             )
-            self._db.executemany(
+            db.executemany(
                 "DELETE FROM slots WHERE parent = ? AND name = ?",
-                ((key_of(slot.parent), slot.name) for slot, id in bound.items() if id is None),
+                [(key_of(slot.parent), slot.name) for slot, id in bound.items() if id is None],
             )
-            self._db.executemany(
+            db.executemany(
                 "INSERT OR REPLACE INTO slots VALUES (?, ?, ?)",
                 ((key_of(slot.parent), slot.name, key_of(id)) for slot, id in bound.items() if id is not None),
             )
-            self._put_meta(meta)
+            _put_meta(db, meta())
+
+    def written_down(self) -> None:
+        """The frozen layer was written."""
+        layer = self._frozen
+        assert layer is not None
         self._frozen = None
         for cache in (self._inodes, self._places, self._bound):
             if len(cache) > _CACHED:
@@ -306,10 +319,10 @@ class Inventory:
 
     def clear(self, **meta: str) -> None:
         """Forget everything; `meta` alone is left."""
-        with self._transaction():
+        with self._writing, Transaction(self._db):
             for statement in ("DELETE FROM meta", "DELETE FROM inodes", "DELETE FROM slots"):
                 self._db.execute(statement)
-            self._put_meta(meta)
+            _put_meta(self._db, meta)
         self._grow, self._frozen = Layer(), None
         self._in_limbo.clear()
         self._inodes.clear()
@@ -329,15 +342,10 @@ class Inventory:
 
     def close(self) -> None:
         """Layers that were not committed are forgotten."""
+        self._writer.close()
         self._db.close()
 
     # -- inside
-
-    def _transaction(self) -> Transaction:
-        return Transaction(self._db)
-
-    def _put_meta(self, values: dict[str, str]) -> None:
-        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def _layers(self) -> tuple[Layer, ...]:
         return (self._grow,) if self._frozen is None else (self._grow, self._frozen)
@@ -363,3 +371,13 @@ class Inventory:
             rows = self._db.execute("SELECT parent, name FROM slots WHERE id = ?", (key_of(id),)).fetchall()
             self._places[id] = tuple(Slot(id_of(parent), name) for parent, name in rows)
         return self._places[id]
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA synchronous=FULL")
+    return db
+
+
+def _put_meta(db: sqlite3.Connection, values: dict[str, str]) -> None:
+    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())

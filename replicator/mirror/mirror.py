@@ -4,12 +4,13 @@
     mirror.begin(source, source_root, instance)
     answer = mirror.apply(facts, payload)        visible when it returns
     job = mirror.start_sync(); job()             `job()` in a worker thread; apply may go on meanwhile
+    rest = mirror.seal(job); rest()              `rest()` in a worker thread, too; may be left out
     n, lost = mirror.finish_sync(job)            durable up to epoch n, but for the files that are lost
     mirror.inspection                            what the disk really has, for comparisons
     mirror.mended()                              the sender owes nothing of before its session any more
     mirror.close()
 
-One thread calls everything but `job()`. Not promised: that `apply` is atomic for a reader of the tree; that an epoch
+One thread calls everything but `job()` and `rest()`. Not promised: that `apply` is atomic for a reader of the tree; that an epoch
 is durable before finish_sync says so; that times of data files are right before that.
 """
 
@@ -21,7 +22,7 @@ import logging
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,8 @@ class Mirror:
         self._lost: dict[FileId, str] = {}
         """What is to be sent again although it was made durable, and why; to be told with the epoch."""
         self._syncing: SyncJob | None = None
+        self._sealed = False
+        """Whether the times of what is being synced are set."""
         status = os.fstat(ground.root_fd)
         self._where = (status.st_dev, status.st_ino)
         self.identity = inventory.meta("replica") or ""
@@ -213,8 +216,35 @@ class Mirror:
             self._intents.turn()
         return self._syncing
 
+    def seal(self, job: SyncJob) -> Callable[[], None] | None:
+        """After `job()` has returned: set times. Returns what is left to do, in any thread, before `finish_sync`: it
+        waits for the disk. None if the job failed."""
+        assert job is self._syncing
+        if job.error is not None:
+            return None
+        self._sealed = True
+        self._lost.update((id, f"sync: {error.strerror}") for id, error in job.lost.items())
+        self._set_times()
+        for id in self._lost:
+            self._inventory.doubt(id)
+        self._executor.rest()
+        witnesses = dict(self._witnesses)
+        return lambda: self._commit(job, witnesses)
+
+    def _commit(self, job: SyncJob, witnesses: dict[str, str]) -> None:
+        def meta() -> dict[str, str]:  # another sender may have come
+            epoch = job.epoch if job.instance == self.instance else self.durable_epoch
+            return {"durable_epoch": str(epoch), "torn": str(self._torn), **witnesses}
+
+        try:
+            self._inventory.write(meta)
+        except sqlite3.OperationalError as error:
+            job.error = OSError(errno.EIO, f"the inventory in {self._state} cannot be written: {error}")
+        else:
+            self._intents.settle()
+
     def finish_sync(self, job: SyncJob) -> tuple[int, tuple[Refusal, ...]]:
-        """End what start_sync began, after `job()` has returned: set times, commit.
+        """End what start_sync began, after `job()` has returned, and what `seal` returned, if that was called.
 
         The last durable epoch, and what is not durable although its epoch is: all of that must come once more, and be
         known to be owed before the epoch is called durable. If the disk or the state directory failed, the epoch is
@@ -222,8 +252,13 @@ class Mirror:
         can be relied on: it must be sent again before anything is durable.
         """
         assert job is self._syncing
-        self._syncing = None
-        if job.error is not None:
+        if not self._sealed:
+            commit = self.seal(job)
+            if commit is not None:
+                commit()
+        self._syncing, self._sealed = None, False
+        if job.failed:
+            assert job.error is not None
             for id in self._inventory.written():
                 self._inventory.doubt(id)
             self._inventory.thaw()
@@ -231,22 +266,14 @@ class Mirror:
             self.applied_epoch = self.durable_epoch
             self.trouble = f"{self._path} cannot be synced: {job.error.strerror}"
             return self.durable_epoch, ()
-        self._lost.update((id, f"sync: {error.strerror}") for id, error in job.lost.items())
-        self._set_times()
-        for id in self._lost:
-            self._inventory.doubt(id)
-        self._executor.rest()
+        if job.error is not None:
+            self._inventory.thaw()
+            self.trouble = str(job.error.strerror)
+            return self.durable_epoch, ()
+        self._inventory.written_down()
+        self.trouble = None
         current = job.instance == self.instance
         epoch = job.epoch if current else self.durable_epoch
-        try:
-            self._inventory.commit(durable_epoch=str(epoch), torn=str(self._torn), **self._witnesses)
-        except sqlite3.OperationalError as error:
-            self._inventory.thaw()
-            self.trouble = f"the inventory in {self._state} cannot be written: {error}"
-            job.error = OSError(errno.EIO, self.trouble)
-            return self.durable_epoch, ()
-        self.trouble = None
-        self._intents.settle()
         self.durable_epoch = epoch
         if self._open is not None and current and self._open <= epoch:
             self._open = None
