@@ -1,6 +1,8 @@
 """An epoch on its way: cutting it into messages, and putting it together again. No I/O.
 
-Neither side copies the bytes. What arrives must be exactly what the facts declared, range by range, in their order.
+What arrives must be exactly what the facts declared, range by range, in their order. A message of bytes may go on from
+one range to the next, of the same inode or of a later one: a message for each of many small ranges would cost more than
+their bytes do. Neither side copies what is long.
 """
 
 from __future__ import annotations
@@ -15,6 +17,11 @@ from replicator.model import Facts
 
 MAX_EPOCH = 64 * 2**20
 """Most bytes of data in one epoch."""
+
+SHORT = 1 << 16
+"""Pieces below so many bytes travel together, ..."""
+TOGETHER = 1 << 18
+"""... up to so many bytes of them."""
 
 Piece = tuple[int, int, Buffer]
 """(index of the inode in Facts.inodes, offset in bytes, bytes)"""
@@ -32,14 +39,33 @@ def messages(facts: Facts, payload: Iterable[Piece]) -> Iterator[FactsFrame | Da
     """The messages that carry an epoch. `payload` must cover the facts' `data` ranges in order, as in `Epoch`."""
     yield FactsFrame(facts)
     frames = length = 0
-    for index, offset, data in payload:
-        view = memoryview(data)
-        for start in range(0, len(view), MAX_DATA):
-            part = view[start : start + MAX_DATA]
-            yield Data(facts.epoch, index, offset + start, part)
-            frames += 1
-            length += len(part)
+    for index, offset, data in _gathered(payload):
+        yield Data(facts.epoch, index, offset, data)
+        frames += 1
+        length += len(data)
     yield End(facts.epoch, frames, length)
+
+
+def _gathered(payload: Iterable[Piece]) -> Iterator[Piece]:
+    """Pieces as they travel: short ones joined with what follows, those that are too long for a frame cut."""
+    parts: list[Buffer] = []
+    first, held = (0, 0), 0
+    for index, offset, data in payload:
+        size = len(data)
+        if parts and (size >= SHORT or held + size > TOGETHER):
+            yield (*first, parts[0] if len(parts) == 1 else b"".join(parts))
+            parts, held = [], 0
+        if size < SHORT:
+            if not parts:
+                first = index, offset
+            parts.append(data)
+            held += size
+            continue
+        view = memoryview(data)
+        for start in range(0, size, MAX_DATA):
+            yield index, offset + start, view[start : start + MAX_DATA]
+    if parts:
+        yield (*first, parts[0] if len(parts) == 1 else b"".join(parts))
 
 
 def declared(facts: Facts) -> int:
@@ -60,7 +86,7 @@ class EpochAssembler:
         self._expected: list[tuple[int, int, int]] = []  # (index, offset, end), what has not arrived
         self._next = 0
         self._payload: list[Piece] = []
-        self._length = 0
+        self._frames = self._length = 0
 
     @property
     def idle(self) -> bool:
@@ -90,29 +116,33 @@ class EpochAssembler:
         self._expected = [
             (index, extent.offset, extent.end) for index, fact in enumerate(facts.inodes) for extent in fact.data
         ]
-        self._next, self._payload, self._length = 0, [], 0
+        self._next, self._payload, self._frames, self._length = 0, [], 0, 0
 
     def _data(self, index: int, offset: int, data: Buffer) -> None:
-        if self._next == len(self._expected):
-            raise RemoteError("the peer sent more data than the epoch's facts declared")
-        expected_index, start, end = self._expected[self._next]
-        stop = offset + len(data)
-        if (index, offset) != (expected_index, start) or stop > end:
-            raise RemoteError(
-                f"the peer sent bytes {offset} to {stop} of inode {index} of an epoch that now declared"
-                f" {start} to {end} of inode {expected_index}"
-            )
-        if stop == end:
-            self._next += 1
-        else:
-            self._expected[self._next] = (index, stop, end)
-        self._payload.append((index, offset, data))
-        self._length += len(data)
+        expected, view, at, size = self._expected, memoryview(data), 0, len(data)
+        while at < size:
+            if self._next == len(expected):
+                raise RemoteError("the peer sent more data than the epoch's facts declared")
+            inode, start, end = expected[self._next]
+            if not at and (index, offset) != (inode, start):
+                raise RemoteError(
+                    f"the peer sent bytes of inode {index} from {offset} on, of an epoch that now declared"
+                    f" {start} to {end} of inode {inode}"
+                )
+            taken = min(end - start, size - at)
+            self._payload.append((inode, start, view[at : at + taken]))
+            at += taken
+            if start + taken == end:
+                self._next += 1
+            else:
+                expected[self._next] = (inode, start + taken, end)
+        self._frames += 1
+        self._length += size
 
     def _end(self, facts: Facts, frames: int, length: int) -> Epoch:
-        if self._next != len(self._expected) or frames != len(self._payload) or length != self._length:
+        if self._next != len(self._expected) or frames != self._frames or length != self._length:
             raise RemoteError(
-                f"the peer's epoch {facts.epoch} is not complete: {len(self._payload)} of {frames} frames and"
+                f"the peer's epoch {facts.epoch} is not complete: {self._frames} of {frames} frames and"
                 f" {self._length} of {length} bytes arrived"
             )
         done = Epoch(facts, tuple(self._payload))

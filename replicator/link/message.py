@@ -20,11 +20,11 @@ from replicator.link import frame, strict
 from replicator.link.frame import Buffer, Frame, Type
 from replicator.model import END_OF_FILE, Answer, Facts, FileId, Refusal
 
-PROTOCOL = 2
+PROTOCOL = 3
 """The newest protocol version this side speaks (what the frames mean)."""
 
-OLDEST_PROTOCOL = 2
-"""The oldest one. Version 1 could not compare files block by block, and was never released."""
+OLDEST_PROTOCOL = 3
+"""The oldest one. The first had no comparison by blocks, the second a message for each range; none was released."""
 
 _DATA = struct.Struct("!IQ")
 _END = struct.Struct("!IQ")
@@ -97,7 +97,8 @@ class FactsFrame:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Bytes of the epoch's inode number `index` (its place in Facts.inodes) from `offset` on; never empty."""
+    """Bytes of the epoch's inode number `index` (its place in Facts.inodes) from `offset` on, going on with what the
+    facts declare behind that; never empty."""
 
     epoch: int
     index: int

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from replicator.errors import RemoteError
 from replicator.link import message as m
-from replicator.link.epoch import Epoch, EpochAssembler, covers, declared, messages
+from replicator.link.epoch import SHORT, TOGETHER, Epoch, EpochAssembler, covers, declared, messages
 from replicator.model import Attributes, Extent, Facts, FileId, InodeFact, Kind
 
 PLAIN = Attributes(0o644, 0, 0, 0, 0)
@@ -52,6 +54,37 @@ def test_a_range_may_come_in_pieces() -> None:
     assert done.payload[:2] == ((0, 0, b"a"), (0, 1, b"bc"))
 
 
+@pytest.mark.parametrize("cuts", [(), (1,), (3,), (4,), (5,), (2, 8)])
+def test_bytes_go_on_from_range_to_range(cuts: tuple[int, ...]) -> None:
+    at = [(0, 0), (0, 1), (0, 2), (0, 10), (0, 11), (2, 5), (2, 6), (2, 7), (2, 8)]
+    edges = [0, *cuts, 9]
+    pieces = [m.Data(1, *at[start], b"abcdefghi"[start:end]) for start, end in pairwise(edges)]
+    done = run([GOOD[0], *pieces, m.End(1, len(pieces), 9)])
+    assert done is not None
+    assert covers(TWO, done.payload)
+
+
+def test_short_pieces_travel_together_and_long_ones_by_themselves() -> None:
+    long = bytes(SHORT)
+    what = facts(((0, 3), (10, 2)), ((0, SHORT), (SHORT + 5, 4)), ((7, 1),))
+    said = list(messages(what, [(0, 0, b"abc"), (0, 10, b"de"), (1, 0, long), (1, SHORT + 5, b"fghi"), (2, 7, b"j")]))
+    assert [(one.index, one.offset, bytes(one.data)) for one in said if isinstance(one, m.Data)] == [
+        (0, 0, b"abcde"),
+        (1, 0, long),
+        (1, SHORT + 5, b"fghij"),
+    ]
+    assert run(said, limit=2 * SHORT) == Epoch(
+        what, ((0, 0, b"abc"), (0, 10, b"de"), (1, 0, long), (1, SHORT + 5, b"fghi"), (2, 7, b"j"))
+    )
+
+
+def test_what_travels_together_has_a_limit() -> None:
+    count = 3 * TOGETHER // 4096
+    what = facts(tuple((number * 8192, 4096) for number in range(count)))
+    said = list(messages(what, [(0, number * 8192, bytes(4096)) for number in range(count)]))
+    assert [len(one.data) for one in said if isinstance(one, m.Data)] == [TOGETHER] * 3
+
+
 def test_epochs_follow_each_other() -> None:
     assembler = EpochAssembler()
     for number in (1, 2, 3):
@@ -71,7 +104,8 @@ BAD = {
     "another inode": [GOOD[0], m.Data(1, 1, 0, b"abc")],
     "an inode that is not there": [GOOD[0], m.Data(1, 9, 0, b"abc")],
     "another offset": [GOOD[0], m.Data(1, 0, 1, b"bc")],
-    "beyond the range": [GOOD[0], m.Data(1, 0, 0, b"abcd")],
+    "beyond the last range": [GOOD[0], m.Data(1, 0, 0, b"abcdefghij")],
+    "the second range first": [GOOD[0], m.Data(1, 0, 10, b"deabc")],
     "a piece again": [GOOD[0], m.Data(1, 0, 0, b"ab"), m.Data(1, 0, 0, b"ab")],
     "the last piece is missing": [*GOOD[:3], m.Data(1, 2, 5, b"fgh"), m.End(1, 3, 8)],
     "more than declared": [*GOOD[:4], m.Data(1, 2, 9, b"j")],

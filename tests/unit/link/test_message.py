@@ -82,7 +82,7 @@ def test_reasons_are_cut_and_printable() -> None:
         (Type.REFUSE, 0, b'{"code":"x","reason":"y","permanent":1}'),
         (Type.BYE, 0, b"{}"),
         (Type.HELLO, 0, b'{"oldest":2,"newest":1}'),
-        (Type.HELLO, 0, b'{"oldest":2,"newest":2}'),
+        (Type.HELLO, 0, b'{"oldest":3,"newest":3}'),
     ],
 )
 def test_payloads_that_no_message_has_are_refused(kind: Type, number: int, payload: bytes) -> None:
