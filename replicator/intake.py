@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from replicator.capture.event import EventKind, Events
+from replicator.capture.event import EVENT, EventKind, Events
 from replicator.capture.looks import parted
 from replicator.capture.names import InodeLook, ListLook, Look, MovedLook, Names, Overflow, SlotLook
 from replicator.capture.sensor import NAMELESS_LOSSES, Sensor
-from replicator.dirty.merge import merge
+from replicator.dirty.merge import merge, merge_few
 from replicator.journal.journal import Item, Journal
 from replicator.journal.marks import Doubt, Partial, Whole
 from replicator.observe.metrics import SenderMetrics
@@ -29,6 +29,9 @@ SOON, LATE = 1_000_000_000, 15_000_000_000
 """Nanoseconds from a change's beginning on in which it will have been counted that nobody told of it: most often before
 the call returns, but a return that was missed is waited for (capture/calls.py)."""
 
+FEW = 8
+"""Up to so many records are taken one by one."""
+_KIND = list(EVENT.fields or ()).index("kind")
 _KINDS = {int(kind): kind.name.lower() for kind in EventKind}
 
 
@@ -101,6 +104,11 @@ class Intake:
     def take_records(self) -> None:
         """Take what is in the ring by now; what comes meanwhile is left to the next turn."""
         end = self._sensor.produced()
+        few = self._sensor.few(FEW)
+        if few is not None:
+            self._take_few(*few)
+            if self._sensor.consumed() >= end:
+                return
         for _ in range(16):
             records = self._sensor.drain(1 << 16)
             if records is None:
@@ -111,13 +119,22 @@ class Intake:
             records, looks = parted(records, self._sensor.names())
             now = time.monotonic_ns()
             self._journal.marks((look for _, look in looks), now)
-            self._journal.events(records, now)
+            self._journal.events(records.tobytes(), now)
             self._sensor.advance()
             for since, look in looks:
                 self._look(look, since)
             self._merge(records)
             if self._sensor.consumed() >= end:
                 return
+
+    def _take_few(self, records: list[tuple[int, ...]], raw: bytes) -> None:
+        """None of them has a name."""
+        for record in records:
+            self._metrics.events.add(_KINDS.get(record[_KIND], "whole"))
+        self._journal.events(raw, time.monotonic_ns())
+        self._sensor.advance()
+        outbox = self._outbox
+        merge_few(records, outbox.table, outbox.index.is_member, outbox.outsiders, outbox.writers)
 
     def _merge(self, records: Events) -> None:
         outbox = self._outbox

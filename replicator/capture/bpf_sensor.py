@@ -221,6 +221,10 @@ class BpfSensor(ABC):
         """See `Sensor.drain`."""
         return self._mapped().drain(limit)
 
+    def few(self, most: int) -> tuple[list[tuple[int, ...]], bytes] | None:
+        """See `Sensor.few`."""
+        return self._mapped().few(most)
+
     def names(self) -> list[bytes]:
         """See `Sensor.names`."""
         return self._mapped().names

@@ -5,6 +5,7 @@ Takes nothing. A test compiles event.h and compares every offset and every numbe
 
 from __future__ import annotations
 
+import struct
 from enum import IntEnum, IntFlag
 
 import numpy as np
@@ -27,6 +28,10 @@ EVENT = np.dtype(
     ]
 )
 """One record, 64 bytes."""
+
+_CODES = {"<u8": "Q", "<u4": "I", "<u2": "H", "|u1": "B"}
+FIELDS = struct.Struct("<" + "".join(_CODES[EVENT[name].str] for name in EVENT.names or ()))
+"""The same, for one record at a time: its fields in their order."""
 
 Events = npt.NDArray[np.void]
 """A one-dimensional array of `EVENT`, in ring order."""

@@ -76,6 +76,12 @@ class Sensor(Protocol):
     def drain(self, limit: int) -> Events | None:
         """A copy of at most `limit` next records, in ring order; None when there are none."""
 
+    def few(self, most: int) -> tuple[list[tuple[int, ...]], bytes] | None:
+        """The next records as tuples, and as bytes, if no more than `most` wait and none has a name; else None.
+
+        For who wants nothing but speed: `drain` gives the same.
+        """
+
     def names(self) -> list[bytes]:
         """The names of the NAME records among those of the last `drain()`, in their order."""
 

@@ -47,12 +47,10 @@ def merge(
 
     `outsiders` notes the others' mappings, `writers` all that changed something, also the others'.
     """
+    if len(records) <= FEW:
+        return merge_few(records.tolist(), table, is_member, outsiders, writers)
     if np.any(records["epoch"]):
         table.repeats = True
-    if len(records) <= FEW:
-        few = records.tolist()
-        writers.begin(few[-1][0])
-        return sum(_merge_one(record, table, is_member, outsiders, writers) for record in few)
     writers.begin(int(records["ts"][-1]))
     # An inode's records, and within them those of each writer, lie in one piece.
     groups = group(records, WRITER + INODE)
@@ -81,6 +79,23 @@ def merge(
             share = writers.stranger(id)
         for piece in range(first, last):
             share.add(writers.of(*who[piece]), written[piece])
+    return taken
+
+
+def merge_few(
+    records: list[tuple[int, ...]],
+    table: DirtyTable,
+    is_member: Callable[[FileId], bool],
+    outsiders: MappedOutsiders,
+    writers: Writers,
+) -> int:
+    """The same for records as tuples."""
+    writers.begin(records[-1][0])
+    taken = 0
+    for record in records:
+        if record[-1]:
+            table.repeats = True
+        taken += _merge_one(record, table, is_member, outsiders, writers)
     return taken
 
 

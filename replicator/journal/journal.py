@@ -118,10 +118,11 @@ class Journal:
         else:
             self.keeping = True
 
-    def events(self, records: Events, now: int) -> None:
-        """Keep records of the kernel. When it returns, they survive the process (or the journal is given up)."""
-        if self.keeping and len(records):
-            self._append(_EVENTS, records.tobytes(), now)
+    def events(self, records: bytes, now: int) -> None:
+        """Keep records of the kernel, as they lie in memory. When it returns, they survive the process (or the journal
+        is given up)."""
+        if self.keeping and records:
+            self._append(_EVENTS, records, now)
 
     def marks(self, marks: Iterable[Mark], now: int) -> None:
         """Keep marks likewise."""

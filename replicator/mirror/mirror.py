@@ -10,8 +10,8 @@
     mirror.mended()                              the sender owes nothing of before its session any more
     mirror.close()
 
-One thread calls everything but `job()` and `rest()`. Not promised: that `apply` is atomic for a reader of the tree; that an epoch
-is durable before finish_sync says so; that times of data files are right before that.
+One thread calls everything but `job()` and `rest()`. Not promised: that `apply` is atomic for a reader of the tree;
+that an epoch is durable before finish_sync says so; that times of data files are right before that.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Mirror:
         for fact in facts.slots:
             if fact.id is not None and self._inventory.bound(fact.slot) == fact.id:
                 self._executor.verify_bound(fact.slot, fact.id, needs, looks)
-        planned = plan(facts, self._inventory)
+        planned = plan(facts, self._inventory, checked=True)
         planned.needs = {**needs, **planned.needs}
         planned.looks = {**looks, **planned.looks}
         answer = self._remove_foreign(facts, self._executor.run(facts, pieces, planned))

@@ -24,7 +24,7 @@ def sort_payload(facts: Facts, payload: Payload) -> dict[int, list[Piece]]:
         pieces.setdefault(index, []).append((offset, data))
     for index, fact in enumerate(facts.inodes):
         have = pieces.get(index, [])
-        if not have and not fact.data:
+        if fact.data == tuple([(at, len(data)) for at, data in have]):
             continue
         if _merged((at, len(data)) for at, data in have) != _merged(fact.data):
             raise RemoteError(f"epoch {facts.epoch}: the bytes of {fact.id.text()} are not those announced")

@@ -5,9 +5,9 @@ its outcome as read.py would, or None: then somebody holds the inode's lock, or 
 not a plain one, and a worker is to read it. It never waits for a lock or for the disk.
 
 The lock is tried, not taken: ext4 tries it for a direct read that must not wait, before it looks whether there is
-anything to read, so such a read far behind the end of the file answers "held" or nothing; XFS tries it for any read that
-must not wait. Who told of a change before it was complete held the lock then: if it is free, the change is complete
-(ext4_dio_read_iter, xfs_file_buffered_read). The reads of other filesystems do not ask for the lock.
+anything to read, so such a read far behind the end of the file answers "held" or nothing; XFS tries it for any read
+that must not wait. Who told of a change before it was complete held the lock then: if it is free, the change is
+complete (ext4_dio_read_iter, xfs_file_buffered_read). The reads of other filesystems do not ask for the lock.
 """
 
 from __future__ import annotations

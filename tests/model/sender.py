@@ -383,7 +383,7 @@ class Sender:
                 event["ino"], event["gen"] = record.id.ino, record.id.gen
                 event["flags"] = EventFlag.MAPPED if record.mapped else 0
                 event["off"], event["len"] = record.offset, record.length
-            self.journal.events(events, self.now)
+            self.journal.events(events.tobytes(), self.now)
             self._merge(events)
 
     def _merge(self, events: Events) -> None:

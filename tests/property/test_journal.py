@@ -199,7 +199,7 @@ def test_records_of_the_kernel_come_back_in_order(scratch: Path) -> None:
     journal = Journal(scratch / "journal", 7, generations, lambda: (), lambda: None)
     journal.begin(1, anew=True)
     for number in range(5):
-        journal.events(events(3, number), 1)
+        journal.events(events(3, number).tobytes(), 1)
     journal.close()
     items = Journal(scratch / "journal", 7, Generations(), lambda: (), lambda: None).restored()
     assert items is not None
@@ -220,7 +220,7 @@ def test_it_stays_bounded_while_something_is_owed_for_ever(scratch: Path) -> Non
     journal.begin(1, anew=True)
     generations.hold()
     for turn in range(1, 41):
-        journal.events(events(65_536, 5), turn * SECOND)
+        journal.events(events(65_536, 5).tobytes(), turn * SECOND)
         journal.tick(turn * SECOND)
         assert journal.size < 80 << 20
     items = Journal(scratch / "journal", 7, Generations(), lambda: (), lambda: None).restored()

@@ -66,6 +66,18 @@ def numbers(events: Events | None) -> list[int]:
     return [] if events is None else events["ino"].tolist()
 
 
+def one_by_one(view: RingView, most: int) -> list[int]:
+    """What `few` gives, which is the same as tuples and as bytes."""
+    found = view.few(most)
+    if found is None:
+        return []
+    records, raw = found
+    assert 0 < len(records) <= most
+    assert view.names == []
+    assert np.frombuffer(raw, EVENT).tolist() == records
+    return numbers(np.frombuffer(raw, EVENT))
+
+
 def test_an_empty_ring_gives_nothing() -> None:
     kernel = Kernel()
     assert kernel.view.drain(100) is None
@@ -155,7 +167,9 @@ def test_a_size_that_is_no_power_of_two_is_refused() -> None:
 
 @given(
     start=st.integers(0, 2**40).map(lambda number: number * 8),
-    moves=st.lists(st.sampled_from(["put", "busy", "discard", "submit", "drop", "drain", "advance"]), max_size=300),
+    moves=st.lists(
+        st.sampled_from(["put", "busy", "discard", "submit", "drop", "drain", "few", "advance"]), max_size=300
+    ),
 )
 def test_every_submitted_record_is_seen_exactly_once(start: int, moves: list[str]) -> None:
     kernel = Kernel(start)
@@ -177,6 +191,8 @@ def test_every_submitted_record_is_seen_exactly_once(start: int, moves: list[str
                 wanted.remove(number)
         elif move == "drain":
             got += numbers(kernel.view.drain(7))
+        elif move == "few":
+            got += one_by_one(kernel.view, 7)
         elif move == "advance":
             kernel.view.advance()
     for position, _ in busy:
@@ -185,6 +201,20 @@ def test_every_submitted_record_is_seen_exactly_once(start: int, moves: list[str
         got += numbers(events)
     assert got == wanted
     assert kernel.view.consumed() == kernel.view.produced()
+
+
+def test_a_few_records_are_given_one_by_one_and_more_are_not() -> None:
+    kernel = Kernel()
+    assert one_by_one(kernel.view, 3) == []
+    for _ in range(3):
+        kernel.put()
+    assert one_by_one(kernel.view, 2) == []
+    assert one_by_one(kernel.view, 3) == [0, 1, 2]
+    assert kernel.view.drain(3) is None
+    kernel.view.advance()
+    kernel.put(BUSY)
+    assert one_by_one(kernel.view, 3) == []
+    assert kernel.view.consumed() == 3 * STRIDE
 
 
 def test_names_come_with_their_records() -> None:
@@ -254,6 +284,7 @@ def test_any_sequence_with_names_is_read_as_it_was_written(start: int, records: 
     names: list[bytes] = []
     for record in records:
         if int(kernel.producer[0]) - int(kernel.consumer[0]) + STRIDE + LONG_NAME > SIZE:
+            found += one_by_one(kernel.view, limit)
             while (events := kernel.view.drain(limit)) is not None:
                 found += numbers(events)
                 names += kernel.view.names

@@ -67,7 +67,9 @@ def test_bytes_go_on_from_range_to_range(cuts: tuple[int, ...]) -> None:
 def test_short_pieces_travel_together_and_long_ones_by_themselves() -> None:
     long = bytes(SHORT)
     what = facts(((0, 3), (10, 2)), ((0, SHORT), (SHORT + 5, 4)), ((7, 1),))
-    said = list(messages(what, [(0, 0, b"abc"), (0, 10, b"de"), (1, 0, long), (1, SHORT + 5, b"fghi"), (2, 7, b"j")]))
+    said: list[m.Message] = list(
+        messages(what, [(0, 0, b"abc"), (0, 10, b"de"), (1, 0, long), (1, SHORT + 5, b"fghi"), (2, 7, b"j")])
+    )
     assert [(one.index, one.offset, bytes(one.data)) for one in said if isinstance(one, m.Data)] == [
         (0, 0, b"abcde"),
         (1, 0, long),
