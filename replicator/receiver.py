@@ -39,6 +39,8 @@ from replicator.work import Worker
 log = logging.getLogger(__name__)
 
 TICK = 0.5  # s
+IDLE = 4.0
+"""Seconds between ticks when nothing happens."""
 
 
 class Receiver:
@@ -79,6 +81,8 @@ class Receiver:
         self._peer = ""
         self._refused = Seldom()
         self._ticked = 0.0
+        self._interval = TICK
+        self._seen: Connection | None = None
 
     # ------------------------------------------------------------------ the loop
 
@@ -89,7 +93,7 @@ class Receiver:
     def run(self) -> None:
         """Serve until `stop`. EnvironmentFault if the replica's directory goes."""
         while not self._stopping:
-            for key, events in self.selector.select(self.syncing.patience(TICK)):
+            for key, events in self.selector.select(self.syncing.patience(self._interval)):
                 if isinstance(key.data, Connection | Downlink):
                     self.downlink.ready(key.data)
                 elif isinstance(key.data, ControlServer) or hasattr(key.data, "caller"):
@@ -111,8 +115,12 @@ class Receiver:
             self._stack.close()
 
     def _tick(self) -> None:
-        if time.monotonic() - self._ticked < TICK:
+        session = self.downlink.session
+        if self.syncing.busy or session is not self._seen or session is None:
+            self._seen, self._interval = session, TICK
+        if time.monotonic() - self._ticked < self._interval:
             return
+        self._interval = min(2 * self._interval, IDLE)
         self._ticked = time.monotonic()
         if not self.mirror.still_there():
             raise EnvironmentFault(

@@ -51,6 +51,11 @@ class Requests:
             lambda: caller.answer({"seconds": time.monotonic() - started}),
         )
 
+    @property
+    def busy(self) -> bool:
+        """Whether `turn` has something to do."""
+        return self._verification is not None
+
     def turn(self) -> None:
         """Go on with what takes longer than a turn of the loop."""
         if self._verification is not None:
@@ -104,6 +109,7 @@ class Requests:
             "losses": sender.sensor.losses(),
             "resyncs": int(sender.metrics.resyncs.total()),
             "doubted_files": len(outbox.doubts),
+            "unsettled_files": outbox.pace.unsettled_count,
             "scrub": sender.scrub.status() if sender.scrub is not None else None,
             "refused": [sender.describe(id) for id in stuck[:100]],
             "refused_files": len(stuck),

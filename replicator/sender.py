@@ -67,6 +67,8 @@ from replicator.work import Worker
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING = 0.25  # s
+IDLE = 10.0
+"""Seconds between looks after the house when nothing happens: each costs some milliseconds."""
 HURRIED = 8
 """Turns in a row that may do nothing but send bytes."""
 MARKS = 60
@@ -86,6 +88,7 @@ class Sender:
         self._hurried = 0
         self._turned = 0
         self._housekept = 0.0
+        self._interval = HOUSEKEEPING
         self._next_mark = 0
         self._stack = ExitStack()
         try:
@@ -261,7 +264,10 @@ class Sender:
         for key, events in woken:
             if isinstance(key.data, ControlServer) or hasattr(key.data, "caller"):
                 self.control.ready(key, events)
-        return [key.data for key, _ in woken]
+        found = [key.data for key, _ in woken]
+        if found and found != [self.uplink]:
+            self._interval = HOUSEKEEPING
+        return found
 
     def close(self) -> None:
         """Give everything back; hooks stay for the next sender, unless this one was told otherwise."""
@@ -271,7 +277,7 @@ class Sender:
         """Seconds until something is to be done even if nothing happens."""
         if self.outbox.reads.readable or self.barriers.closing:
             return 0.0
-        wait = min(self.uplink.due(), HOUSEKEEPING, self.looking.patience())
+        wait = min(self.uplink.due(), self._interval, self.looking.patience())
         if self.outbox.reads.calming and self.uplink.connection is not None:
             wait = min(wait, CALM / SECOND)
         retry = self.outbox.next_try(self._turned)
@@ -336,8 +342,9 @@ class Sender:
             self._ready()
 
     def _housekeep(self, now: int) -> None:
-        if time.monotonic() - self._housekept < HOUSEKEEPING:
+        if time.monotonic() - self._housekept < self._interval:
             return
+        self._interval = HOUSEKEEPING if self._is_busy() else min(2 * self._interval, IDLE)
         self._housekept = time.monotonic()
         if not self.source.still_there():
             raise EnvironmentFault(
@@ -352,6 +359,22 @@ class Sender:
             self.catchup.mark(lambda mark: self._barrier(lambda: self.ledger.mark(mark)))
         self.outbox.settle(now)
         self.gauges.measure()
+
+    def _is_busy(self) -> bool:
+        """Whether something may have to be done although nothing new happens."""
+        outbox = self.outbox
+        return bool(
+            not self.phases.ready
+            or self.uplink.connection is None
+            or outbox.generations.owed
+            or outbox.pace.unsettled_count
+            or outbox.deletions.holding
+            or self.barriers
+            or self.requests.busy
+            or self.scrub is not None
+            or self.journal.trouble
+            or self.ledger.trouble
+        )
 
     def describe(self, what: Slot | FileId) -> str:
         """A path relative to the source, for people; "." is the source itself."""

@@ -60,6 +60,11 @@ class Syncing:
         """This epoch was applied."""
         self._unsynced = number
 
+    @property
+    def busy(self) -> bool:
+        """Whether something that was applied is not durable."""
+        return bool(self._unsynced or self._running)
+
     def patience(self, most: float) -> float:
         """Seconds until `turn` has something to do by itself; at most so many."""
         if self._unsynced and not self._running:
