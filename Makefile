@@ -20,7 +20,9 @@ PYTEST_ARGS ?=
 RUN_STAMP := $(VENV)/.installed-run
 BYTECODE := $(VENV)/.compiled
 DEV_STAMP := $(VENV)/.installed-dev
+BENCH_STAMP := $(VENV)/.installed-bench
 TEST_STAMP := build/.bootstrapped-test
+BENCH_PACKAGES := build/.bootstrapped-bench
 KERNELS_STAMP := build/.bootstrapped-kernels
 
 .PHONY: help
@@ -49,14 +51,19 @@ soak: $(DEV_STAMP) $(BYTECODE) $(TEST_STAMP) ## hundreds of crashes and cuts und
 	$(AS_ROOT) env PATH="$$PATH" $(PYTHON) -m tests.soak --minutes $(MINUTES) --json build/soak.json $(SOAK_ARGS)
 
 .PHONY: bench
-bench: $(BYTECODE) ## measure lag and rates over loopback, of trace, of scans, and what hooks cost a writer, on this machine (root)
-	$(AS_ROOT) $(PYTHON) bench/loopback.py
-	$(AS_ROOT) $(PYTHON) bench/trace.py
-	$(AS_ROOT) $(PYTHON) bench/writer.py
-	$(AS_ROOT) $(PYTHON) bench/scan.py
+bench: $(BYTECODE) $(BENCH_STAMP) $(BENCH_PACKAGES) ## measure ourselves against bare limits; tables, JSON and pictures (root)
+	for each in lag bulk rate rename idle growth decode writer trace scan; do
+		$(AS_ROOT) $(PYTHON) bench/$$each.py
+	done
+
+.PHONY: bench-peers
+bench-peers: $(BYTECODE) $(BENCH_STAMP) $(BENCH_PACKAGES) ## the same beside rsync, lsyncd, Syncthing, unison, inotifywait (root)
+	for each in lag work initial gap; do
+		$(AS_ROOT) $(PYTHON) bench/$$each.py --peers
+	done
 
 .PHONY: bench-gap
-bench-gap: $(BYTECODE) $(TEST_STAMP) ## a million files of which 120 changed while nothing ran: found and replicated, beside rsync (root)
+bench-gap: $(BYTECODE) $(BENCH_STAMP) $(BENCH_PACKAGES) ## a million files of which 120 changed while nothing ran, beside rsync (root)
 	$(AS_ROOT) $(PYTHON) bench/gap.py
 
 .PHONY: lint
@@ -81,6 +88,7 @@ lock: ## write requirements*.lock anew from pyproject.toml, newest versions
 	build/lock/bin/pip-compile $$options --extra build -o requirements.lock pyproject.toml
 	build/lock/bin/pip-compile $$options --extra build --extra dev -c requirements.lock -o requirements-dev.lock \
 		pyproject.toml
+	build/lock/bin/pip-compile $$options --extra bench -c requirements.lock -o requirements-bench.lock pyproject.toml
 
 .PHONY: clean
 clean: ## remove what was made, .venv included
@@ -109,7 +117,11 @@ $(DEV_STAMP): $(RUN_STAMP) requirements-dev.lock
 	$(PIP) install --require-hashes -r requirements-dev.lock
 	touch $@
 
-$(TEST_STAMP) $(KERNELS_STAMP): build/.bootstrapped-%: scripts/bootstrap
+$(BENCH_STAMP): $(RUN_STAMP) requirements-bench.lock
+	$(PIP) install --require-hashes -r requirements-bench.lock
+	touch $@
+
+$(TEST_STAMP) $(KERNELS_STAMP) $(BENCH_PACKAGES): build/.bootstrapped-%: scripts/bootstrap
 	scripts/bootstrap $*
 	mkdir -p $(dir $@)
 	touch $@

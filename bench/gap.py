@@ -9,7 +9,6 @@ it cached. Afterwards both copies are compared with the source.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
+from report import Bars, Report, arguments, parsed, publish
 from rich.table import Table
 from volumes import EACH, FILES, Volume, make_files, run
 
@@ -172,7 +171,8 @@ def _measured(base: Path, source: Path, replica: Path, copy: Path) -> dict[str, 
         ends.close()
 
 
-def show(result: dict[str, Any], files: int) -> None:
+def report(result: dict[str, Any], files: int) -> Report:
+    """What is told of it."""
     table = Table("", "rsyncfs", "rsync -a", "times faster", "bare scan", "on the wire", "memory of the sender")
     for kind in ("warm", "cold"):
         row = result[kind]
@@ -185,28 +185,28 @@ def show(result: dict[str, Any], files: int) -> None:
             f"{row['wire_bytes'] / 1024:.0f} KiB",
             f"{row['resident_bytes'] / 2**20:.0f} MiB",
         )
-    console = Console()
-    console.print(f"{files} files; {CHANGED} changed, {RENAMED} renamed, {REMOVED} removed; median of {ROUNDS}")
-    console.print(table)
     first = result["first"]
-    console.print(
+    remarks = [
+        f"{files} files; {CHANGED} changed, {RENAMED} renamed, {REMOVED} removed; median of {ROUNDS}",
         f"the first sync, which compared {files} files that were there, took {first['seconds']:.0f} s; the sender had "
-        f"{first['resident_bytes'] / 2**20:.0f} MiB then"
-    )
-    console.print(f"differences afterwards: {result['differences']}")
+        f"{first['resident_bytes'] / 2**20:.0f} MiB then",
+        f"differences afterwards: {result['differences']}",
+    ]
+    rows = {
+        kind: {"rsyncfs": result[kind]["seconds"], "rsync -a": result[kind]["rsync_seconds"]}
+        for kind in ("warm", "cold")
+    }
+    picture = Bars(f"{files:,} files after a gap, {CHANGED} changed", "s", rows, log=True)
+    return Report("gap", {"files": files, **result}, [table], picture, remarks)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("directory", nargs="?", default="/var/tmp", type=Path)
+    """Measure and print."""
+    parser = arguments(__doc__)
     parser.add_argument("--files", type=int, default=FILES)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parsed(parser)
     result = measure(options.directory, options.files)
-    if options.json:
-        print(orjson.dumps(result).decode())
-    else:
-        show(result, options.files)
+    publish(report(result, options.files), options)
     if result["differences"]:
         sys.exit("the replica differs from the source")
 

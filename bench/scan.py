@@ -7,17 +7,14 @@ forgotten what was read before.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
-from rich.console import Console
+from report import Bars, Report, arguments, parsed, publish
 from rich.table import Table
 from volumes import FILES, Volume, make_files, volume
 
@@ -63,7 +60,8 @@ def measure(made: Volume) -> dict[str, Any]:
     return result
 
 
-def show(result: dict[str, Any]) -> None:
+def report(result: dict[str, Any]) -> Report:
+    """What is told of it."""
     table = Table("", "inodes", "nothing cached", "processor", "all cached", "processor")
     for way, words in WAYS.items():
         table.add_row(
@@ -75,26 +73,22 @@ def show(result: dict[str, Any]) -> None:
                 for what in ("seconds", "cpu_seconds")
             ),
         )
-    Console().print(table)
+    rows = {
+        words: {cached: result[f"{way}_{cached}_seconds"] for cached in ("cold", "warm")} for way, words in WAYS.items()
+    }
+    return Report("scan", result, [table], Bars(f"All inodes of {result['files']:,} files", "s", rows))
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", nargs="?", type=Path, default=Path("/var/tmp"), help="where the image is made")
+    parser = arguments(__doc__)
     parser.add_argument("--files", type=int, default=FILES, metavar="N", help="how many small files there are")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    if os.geteuid() != 0:
-        raise SystemExit("the bench needs root: run it with sudo")
-    result: dict[str, Any] = {"cpus": os.cpu_count(), "kernel": os.uname().release, "files": arguments.files}
-    with volume(arguments.directory, arguments.files) as made:
-        result["creation_seconds"] = make_files(made.point, arguments.files)
+    options = parsed(parser)
+    result: dict[str, Any] = {"files": options.files}
+    with volume(options.directory, options.files) as made:
+        result["creation_seconds"] = make_files(made.point, options.files)
         result |= measure(made)
-    if arguments.json:
-        sys.stdout.write(orjson.dumps(result).decode() + "\n")
-    else:
-        show(result)
+    publish(report(result), options)
 
 
 if __name__ == "__main__":

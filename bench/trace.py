@@ -6,7 +6,6 @@ writer, the tracer and the reader of its lines share the machine's processors. E
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -17,8 +16,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
-from rich.console import Console
+from report import Bars, Report, arguments, parsed, publish
 from rich.table import Table
 
 COMMAND = [sys.executable, "-m", "replicator"]
@@ -98,36 +96,37 @@ def traced(directory: Path, writes: int, options: list[str]) -> dict[str, Any]:
     }
 
 
-def show(result: dict[str, Any]) -> None:
-    """The result as a table."""
+def report(result: dict[str, Any]) -> Report:
+    """What is told of it."""
     table = Table("", "writes/s", "lines shown/s", "shown", "left out")
     table.add_row("nobody traces", f"{result['untraced_writes_per_second']:.0f}", "", "", "")
     for form in ("text", "json"):
         told = result[form]
         rates = (f"{told[name]:.0f}" for name in ("writes_per_second", "lines_per_second"))
         table.add_row(f"traced as {form}", *rates, str(told["shown"]), str(told["left_out"]))
-    Console().print(table)
+    rows = {
+        f"traced as {form}": {
+            "written": result[form]["writes_per_second"],
+            "shown": result[form]["lines_per_second"],
+        }
+        for form in ("text", "json")
+    }
+    rows["nobody traces"] = {"written": result["untraced_writes_per_second"]}
+    return Report("trace", result, [table], Bars("Writes, and lines of trace", "a second", rows))
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", nargs="?", type=Path, default=Path("/var/tmp"), help="where it is written")
+    parser = arguments(__doc__)
     parser.add_argument("--writes", type=int, default=WRITES, help="how many, for each form of lines")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    if os.geteuid() != 0:
-        raise SystemExit("the bench needs root: run it with sudo")
-    result: dict[str, Any] = {"cpus": os.cpu_count(), "kernel": os.uname().release}
-    with tempfile.TemporaryDirectory(prefix="rsyncfs-bench-", dir=arguments.directory) as name:
+    options = parsed(parser)
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="rsyncfs-bench-", dir=options.directory) as name:
         directory = Path(name)
-        result["untraced_writes_per_second"] = write(directory / "file", arguments.writes)
-        result["text"] = traced(directory, arguments.writes, [])
-        result["json"] = traced(directory, arguments.writes, ["--json"])
-    if arguments.json:
-        sys.stdout.write(orjson.dumps(result).decode() + "\n")
-    else:
-        show(result)
+        result["untraced_writes_per_second"] = write(directory / "file", options.writes)
+        result["text"] = traced(directory, options.writes, [])
+        result["json"] = traced(directory, options.writes, ["--json"])
+    publish(report(result), options)
 
 
 if __name__ == "__main__":

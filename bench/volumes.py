@@ -21,15 +21,15 @@ BYTES = 100
 """In a file."""
 
 
-def run(*command: str | Path) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def run(*command: str | Path, check: bool = True) -> None:
+    subprocess.run(command, check=check, stdout=subprocess.DEVNULL)
 
 
 class Volume:
     """An ext4 in an image, mounted."""
 
-    def __init__(self, directory: Path, files: int, copy_of: Volume | None = None) -> None:
-        """With room for `files`; or a copy of another, which is mounted anew."""
+    def __init__(self, directory: Path, files: int, copy_of: Volume | None = None, size: int = 1 << 30) -> None:
+        """With room for `files` small ones and `size` bytes; or a copy of another, which is mounted anew."""
         self.point = directory / "mount"
         self._image = directory / "image"
         self.point.mkdir()
@@ -39,7 +39,7 @@ class Volume:
             self.mount()
             return
         with self._image.open("wb") as image:
-            image.truncate(files * 6000 + (1 << 30))
+            image.truncate(files * 6000 + size)
         run("mkfs.ext4", "-q", "-F", "-b", "4096", "-N", str(files + files // EACH + 100_000), self._image)
         self.mount()
 
@@ -99,3 +99,14 @@ def make_files(top: Path, files: int) -> float:
             raise SystemExit(f"making files failed: exit code {worker.exitcode}")
     run("sync", "-f", top)
     return time.monotonic() - begun
+
+
+@contextmanager
+def memory(size: int) -> Iterator[Path]:
+    """A directory in memory (tmpfs) with room for so many bytes: for figures in which the disk is to have no part."""
+    with tempfile.TemporaryDirectory(prefix="rsyncfs-bench-", dir="/var/tmp") as name:
+        run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", name)
+        try:
+            yield Path(name)
+        finally:
+            run("umount", name)

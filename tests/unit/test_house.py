@@ -106,13 +106,13 @@ def test_machines_boot_only_by_their_own_door() -> None:
 def test_bootstrap_tells_how_it_is_used() -> None:
     done = subprocess.run(["scripts/bootstrap", "nonsense"], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "usage: scripts/bootstrap run|test|kernels\n"
+    assert done.stderr == "usage: scripts/bootstrap run|test|bench|kernels\n"
 
 
 def test_every_package_that_bootstrap_installs_is_explained() -> None:
     script = (PROJECT / "scripts/bootstrap").read_text()
     lists = re.findall(r"wanted\+?=\(([^)]*)\)", script)
-    assert len(lists) == 5
+    assert len(lists) == 7
     explained = set(re.findall(r"[a-z0-9-]+", (PROJECT / "docs/dependencies.md").read_text()))
     packages = {package for entries in lists for package in entries.split()}
     assert packages - explained == set()
