@@ -17,14 +17,14 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from replicator.capture.event import EVENT, FIELDS, LONG_NAME, SHORT_NAME, EventKind, Events
+from replicator.capture.event import EVENT, FIELDS, LONG_NAME, LUMP, SHORT_NAME, EventKind, Events
 
 BUSY = 1 << 31
 """Of a record header's length: reserved, not submitted yet."""
 DISCARD = 1 << 30
 """Of a record header's length: to be passed over."""
 
-_SLOT = np.dtype([("length", "<u4"), ("page", "<u4"), ("event", EVENT)])
+_SLOT = np.dtype([("length", "<u4"), ("page", "<u4"), ("event", LUMP)])
 STRIDE: int = _SLOT.itemsize
 """Bytes from one record to the next: the kernel's header of 8 and the record, a multiple of 8 as it is."""
 
@@ -80,7 +80,7 @@ class RingView:
             odd = np.flatnonzero(lengths != EVENT.itemsize)
             if not len(odd):
                 self._position += count * STRIDE
-                return slots["event"].copy()
+                return slots["event"].copy().view(EVENT)
             kept, count = self._sort_out(lengths, odd.tolist())
             if not count:
                 if lengths[0] & BUSY:
@@ -89,7 +89,7 @@ class RingView:
                 continue
             self._position += count * STRIDE
             if kept.any():
-                events = slots["event"][:count][kept]
+                events = slots["event"][:count][kept].view(EVENT)
                 self._read_names(start, np.flatnonzero(kept), events)
                 return events
 

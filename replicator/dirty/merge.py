@@ -7,25 +7,23 @@ matter, since ranges unite and sizes take the minimum. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from replicator.capture.epochs import LOW, full
-from replicator.capture.event import EventFlag, EventKind, Events
-from replicator.capture.groups import INODE, WRITER, edges, group
+from replicator.capture.event import TO_THE_END, EventFlag, EventKind, Events
+from replicator.capture.groups import INODE, WRITER, Numbers, group
 from replicator.dirty.outsiders import MappedOutsiders
-from replicator.dirty.ranges import RangeSet
+from replicator.dirty.ranges import RangeSet, cover
 from replicator.dirty.table import DirtyTable, Owed
-from replicator.dirty.writers import Writers
+from replicator.dirty.writers import Share, Writers
 from replicator.model import END_OF_FILE, FileId
 
 FEW = 64
 """Up to so many records are merged one by one: numpy's calls cost more than that."""
-SMALL = 8
-"""The same for the records of one inode, when the batch is taken apart already."""
 
 # Plain numbers: comparing with an enumeration's members costs more than all the rest.
 _WRITE, _FOLIO, _SIZE, _TAIL, _WHOLE = (
@@ -34,6 +32,71 @@ _WRITE, _FOLIO, _SIZE, _TAIL, _WHOLE = (
 _ATTR = int(EventKind.ATTR)
 _SIZED = (_WRITE, _FOLIO)
 _MAPPED, _HOLES, _BEFORE = (int(flag) for flag in (EventFlag.MAPPED, EventFlag.HOLES, EventFlag.BEFORE))
+
+_Values = npt.NDArray[np.integer[Any]]
+_Chosen = npt.NDArray[np.bool_]
+
+
+class _Batch:
+    """Many records, inode by inode. What is asked of each inode comes in that order.
+
+    Records stay where they are: numpy moves single columns much faster.
+    """
+
+    def __init__(self, records: Events, order: Numbers, bounds: Numbers) -> None:
+        """`order` and `bounds` as in `Groups`."""
+        self._records, self._order = records, order
+        self._firsts, self._sizes = bounds[:-1], np.diff(bounds)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def column(self, name: str) -> _Values:
+        """A field of all records."""
+        values = np.ascontiguousarray(self._records[name])
+        return values if len(self._sizes) == 1 and len(values) == len(self._order) else values[self._order]
+
+    def ids(self) -> list[FileId]:
+        """The inodes."""
+        heads = self._records[self._order[self._firsts]]
+        return list(map(FileId._make, zip(*(heads[name].tolist() for name in INODE), strict=True)))
+
+    def numbers(self) -> Numbers:
+        """Which inode each record is of."""
+        return np.repeat(np.arange(len(self._sizes)), self._sizes)
+
+    def inodes_of(self, places: Numbers) -> Numbers:
+        """The inodes' numbers of records at some places in the ring's order."""
+        numbers = np.empty(len(self._records), np.intp)
+        numbers[self._order] = self.numbers()
+        return numbers[places]
+
+    def only(self, inodes: Sequence[bool]) -> _Batch:
+        """Without the records of some."""
+        sizes = self._sizes[np.array(inodes)]
+        return _Batch(
+            self._records, self._order[np.repeat(inodes, self._sizes)], np.concatenate(([0], np.cumsum(sizes)))
+        )
+
+    def least(self, values: _Values) -> list[int]:
+        """The smallest of one value for each record."""
+        found: list[int] = np.minimum.reduceat(values, self._firsts).tolist()
+        return found
+
+    def greatest(self, values: _Values) -> list[int]:
+        """The greatest."""
+        found: list[int] = np.maximum.reduceat(values, self._firsts).tolist()
+        return found
+
+    def total(self, values: _Values) -> list[int]:
+        """The sum."""
+        found: list[int] = np.add.reduceat(values, self._firsts).tolist()
+        return found
+
+    def any(self, chosen: _Chosen) -> list[bool]:
+        """Whether one of some records is there."""
+        found: list[bool] = np.logical_or.reduceat(chosen, self._firsts).tolist()
+        return found
 
 
 def merge(
@@ -52,34 +115,28 @@ def merge(
     if np.any(records["epoch"]):
         table.repeats = True
     writers.begin(int(records["ts"][-1]))
-    # An inode's records, and within them those of each writer, lie in one piece.
-    groups = group(records, WRITER + INODE)
-    batch = records[groups.order]
-    pieces = groups.bounds[:-1]
-    heads = batch[pieces]
-    written = np.add.reduceat(_written(batch), pieces).tolist()
-    who = heads[list(WRITER)].tolist()
-    begins = edges([heads[name] for name in INODE])
-    bounds = groups.bounds.tolist()
-    taken = 0
-    for inode, (first, last) in zip(heads[list(INODE)][begins[:-1]].tolist(), pairwise(begins.tolist()), strict=True):
-        members = batch[bounds[first] : bounds[last]]
-        if len(members) <= SMALL:
-            taken += sum(_merge_one(record, table, is_member, outsiders, writers) for record in members.tolist())
-            continue
-        id = FileId(*inode)
-        if is_member(id):
-            taken += len(members)
-            owed = table.mark(id, int(members["ts"].min()), complete=True)
-            _mark(owed, members, table.fence)
-            share = owed.share
+    batch = _Batch(records, *group(records, INODE))
+    ids = batch.ids()
+    members = list(map(is_member, ids))
+    owes: list[Owed] = []
+    shares: list[Share] = []
+    for id, member, since in zip(ids, members, batch.least(batch.column("ts")), strict=True):
+        if member:
+            owed = table.mark(id, since, complete=True)
+            owes.append(owed)
+            shares.append(owed.share)
         else:
-            if np.any((members["flags"] & EventFlag.MAPPED != 0) | (members["kind"] == EventKind.FOLIO)):
+            shares.append(writers.stranger(id))
+    _share(shares, records, batch, writers)
+    if len(owes) < len(ids):
+        mapped = (batch.column("flags") & _MAPPED != 0) | (batch.column("kind") == _FOLIO)
+        for id, member, noted in zip(ids, members, batch.any(mapped), strict=True):
+            if noted and not member:
                 outsiders.note(id)
-            share = writers.stranger(id)
-        for piece in range(first, last):
-            share.add(writers.of(*who[piece]), written[piece])
-    return taken
+        batch = batch.only(members)
+    if owes:
+        _mark(owes, batch, table.fence)
+    return len(batch)
 
 
 def merge_few(
@@ -99,11 +156,26 @@ def merge_few(
     return taken
 
 
-def _written(records: Events) -> npt.NDArray[np.int64]:
+def _share(shares: Sequence[Share], records: Events, batch: _Batch, writers: Writers) -> None:
+    """Who wrote how many bytes."""
+    pid, cgroup = records["pid"], records["cgroup"]
+    if not np.any(pid != pid[0]) and not np.any(cgroup != cgroup[0]):
+        writer = writers.of(int(pid[0]), int(cgroup[0]))
+        for share, amount in zip(shares, batch.total(_written(batch.column("kind"), batch.column("len"))), strict=True):
+            share.add(writer, amount)
+        return
+    pieces = group(records, INODE + WRITER)
+    heads = pieces.heads
+    amounts = np.add.reduceat(_written(records["kind"], records["len"])[pieces.order], pieces.bounds[:-1])
+    told = (batch.inodes_of(heads), pid[heads], cgroup[heads], amounts)
+    for inode, one, where, amount in zip(*(values.tolist() for values in told), strict=True):
+        shares[inode].add(writers.of(one, where), amount)
+
+
+def _written(kinds: _Values, lengths: _Values) -> npt.NDArray[np.int64]:
     """How many bytes each record says were written, 0 where that is not known."""
-    lengths = records["len"]
-    known = np.isin(records["kind"], _SIZED) & (lengths < END_OF_FILE)
-    return np.where(known, lengths, 0).astype(np.int64)
+    known = (kinds <= _FOLIO) & (lengths < END_OF_FILE)
+    return (lengths if known.all() else np.where(known, lengths, 0)).astype(np.int64)
 
 
 def _merge_one(
@@ -150,46 +222,62 @@ def _merge_one(
     return True
 
 
-def _mark(owed: Owed, group: Events, fence: int) -> None:
-    flags = int(np.bitwise_or.reduce(group["flags"]))
-    owed.mapped |= bool(flags & EventFlag.MAPPED)
-    owed.holes |= bool(flags & EventFlag.HOLES)
-    epochs = group["epoch"][group["epoch"] != 0]
-    if len(epochs):
-        ages = ((fence & LOW) - epochs.astype(np.int64)) & LOW
-        owed.epoch = max(owed.epoch, fence - int(ages.min()))
-    kinds = group["kind"]
-    complete = (kinds == EventKind.WRITE) & (group["flags"] & EventFlag.BEFORE == 0)
-    owed.written = max(owed.written, int(group["ts"][complete].max(initial=0)))
-    sizes, attributes = kinds == _SIZE, kinds == _ATTR
-    owed.sized = max(owed.sized, int(group["ts"][sizes].max(initial=0)))
-    owed.changed = max(owed.changed, int(group["ts"][attributes].max(initial=0)))
-    owed.begun = max(owed.begun, int(group["ts"][~(complete | sizes | attributes)].max(initial=0)))
-    present = set(np.unique(kinds).tolist())
-    if EventKind.WHOLE in present:
+def _mark(owes: Sequence[Owed], batch: _Batch, fence: int) -> None:
+    """Mark all that the records say in the entries of their inodes, but for `since` and who it was."""
+    kinds, flags, epochs, times = (batch.column(name) for name in ("kind", "flags", "epoch", "ts"))
+    are = {kind: kinds == kind for kind in np.flatnonzero(np.bincount(kinds)).tolist()}
+    none = np.zeros(len(kinds), np.bool_)
+    wrote, folios, tails = are.get(_WRITE, none), are.get(_FOLIO, none), are.get(_TAIL, none)
+    sized, changed = are.get(_SIZE, none), are.get(_ATTR, none)
+    complete = wrote & (flags & _BEFORE == 0)
+    for name, chosen in (
+        ("written", complete),
+        ("sized", sized),
+        ("changed", changed),
+        ("begun", ~(complete | sized | changed)),
+    ):
+        if chosen.any():
+            for owed, newest in zip(owes, batch.greatest(times * chosen), strict=True):
+                if newest > getattr(owed, name):
+                    setattr(owed, name, newest)
+    for name, chosen in ("mapped", (flags & _MAPPED != 0) | folios), ("holes", (flags & _HOLES != 0) | tails):
+        for owed in _those(owes, batch, chosen):
+            setattr(owed, name, True)
+    if epochs.any():
+        ages = np.where(epochs != 0, (fence - epochs.astype(np.int64)) & LOW, LOW + 1)
+        for owed, age in zip(owes, batch.least(ages), strict=True):
+            if age <= LOW:
+                owed.epoch = max(owed.epoch, fence - age)
+    for owed in _those(owes, batch, are.get(_WHOLE, none)):
         owed.mark_whole()
-    if EventKind.WRITE in present:
-        _add(owed.ranges, group[kinds == EventKind.WRITE])
-    if EventKind.FOLIO in present:
-        _add(owed.folios, group[kinds == EventKind.FOLIO])
-        owed.mapped = True
-    if EventKind.SIZE in present:
-        owed.lower(min(int(group["off"][kinds == EventKind.SIZE].min()), END_OF_FILE))
-    if EventKind.TAIL in present:
-        owed.ranges.add(min(int(group["off"][kinds == EventKind.TAIL].min()), END_OF_FILE), END_OF_FILE)
-        owed.holes = True
+    if wrote.any():
+        _cover([owed.ranges for owed in owes], batch, wrote)
+    if folios.any():
+        _cover([owed.folios for owed in owes], batch, folios)
+    for owed, size in _lowest(owes, batch, sized):
+        owed.lower(size)
+    for owed, start in _lowest(owes, batch, tails):
+        owed.ranges.add(start, END_OF_FILE)
 
 
-def _add(ranges: RangeSet, group: Events) -> None:
-    """Unite with the records' ranges: sorted and merged by numpy, so that few remain to be added one by one."""
-    starts = np.minimum(group["off"], END_OF_FILE)
-    ends = starts + np.minimum(group["len"], END_OF_FILE - starts)
-    if len(group) > 1:
-        order = np.argsort(starts, kind="stable")
-        starts = starts[order]
-        ends = np.maximum.accumulate(ends[order])
-        begins = np.concatenate(([True], starts[1:] > ends[:-1]))
-        lasts = np.concatenate((begins[1:], [True]))
-        starts, ends = starts[begins], ends[lasts]
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        ranges.add(start, end)
+def _those(owes: Sequence[Owed], batch: _Batch, chosen: _Chosen) -> Iterator[Owed]:
+    """The entries that one of some records is of."""
+    if chosen.any():
+        yield from (owed for owed, one in zip(owes, batch.any(chosen), strict=True) if one)
+
+
+def _lowest(owes: Sequence[Owed], batch: _Batch, chosen: _Chosen) -> Iterator[tuple[Owed, int]]:
+    """The same, each with the lowest offset of those records."""
+    if chosen.any():
+        offsets = np.where(chosen, np.minimum(batch.column("off"), END_OF_FILE), TO_THE_END)
+        yield from ((owed, one) for owed, one in zip(owes, batch.least(offsets), strict=True) if one != TO_THE_END)
+
+
+def _cover(sets: Sequence[RangeSet], batch: _Batch, chosen: _Chosen) -> None:
+    """Add the ranges of some records to their inodes' sets."""
+    numbers, starts, lengths = batch.numbers(), batch.column("off"), batch.column("len")
+    if not chosen.all():
+        numbers, starts, lengths = numbers[chosen], starts[chosen], lengths[chosen]
+    starts = np.minimum(starts, END_OF_FILE)
+    ends = starts + np.minimum(lengths, END_OF_FILE - starts)
+    cover(sets, numbers, starts.view(np.int64), ends.view(np.int64))

@@ -1,17 +1,28 @@
 """A merged, bounded set of byte ranges.
 
-Takes half-open ranges in any order, gives them back sorted, disjoint and not touching. When there would be more than
-`limit` of them, the smallest gaps are closed, so the set may cover more than it was given, never less. Pure.
+Takes half-open ranges in any order, one at a time or very many for many sets at once; gives them back sorted, disjoint
+and not touching. When there would be more than `limit` of them, the smallest gaps are closed, so the set may cover more
+than it was given, never less. Pure.
 """
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from replicator.model import END_OF_FILE, Extent
 
 DEFAULT_LIMIT = 4096
+
+Offsets = npt.NDArray[np.int64]
+
+_EMPTY: Final = array("q")
+"""Of every set without ranges: never changed in place."""
 
 
 class RangeSet:
@@ -21,8 +32,8 @@ class RangeSet:
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = (), limit: int = DEFAULT_LIMIT) -> None:
         """`ranges` are pairs (start, end); `limit` is the number of ranges above which gaps are closed."""
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        # Arrays, not lists: numpy has them at no cost, and they take a fifth of the memory.
+        self._starts = self._ends = _EMPTY
         self._limit = limit
         for start, end in ranges:
             self.add(start, end)
@@ -32,19 +43,25 @@ class RangeSet:
         if end <= start:
             return
         starts, ends = self._starts, self._ends
-        if not starts or start > ends[-1]:  # appending is the common case
+        if not starts:
+            self._starts, self._ends = array("q", (start,)), array("q", (end,))
+            return
+        if start > ends[-1]:  # appending is the common case
             starts.append(start)
             ends.append(end)
         else:
             first = bisect_left(ends, start)
             last = bisect_right(starts, end)
             if first < last:
+                if starts[first] <= start and end <= ends[first]:
+                    return
                 start = min(start, starts[first])
                 end = max(end, ends[last - 1])
-            starts[first:last] = [start]
-            ends[first:last] = [end]
+            starts[first:last] = array("q", (start,))
+            ends[first:last] = array("q", (end,))
         if len(starts) > self._limit:
-            self._widen()
+            # Until three quarters are left, so that it is not done at every add.
+            self._keep(_numbers(starts), _numbers(ends), max(1, self._limit * 3 // 4))
 
     def update(self, other: RangeSet) -> None:
         """Cover all of `other` too."""
@@ -62,8 +79,8 @@ class RangeSet:
         ]
         left, right = self._starts[first], self._ends[last - 1]
         keep = [(a, b) for a, b in ((left, min(start, right)), (max(end, left), right)) if a < b]
-        self._starts[first:last] = [a for a, _ in keep]
-        self._ends[first:last] = [b for _, b in keep]
+        self._starts[first:last] = array("q", [a for a, _ in keep])
+        self._ends[first:last] = array("q", [b for _, b in keep])
         return removed
 
     def within(self, end: int) -> RangeSet:
@@ -109,13 +126,13 @@ class RangeSet:
         """The end of the last range; 0 when there is none."""
         return self._ends[-1] if self._ends else 0
 
-    def _widen(self) -> None:
-        """Close the smallest gaps until three quarters of the limit are left, so that it is not done at every add."""
-        keep = max(1, self._limit * 3 // 4)
-        gaps = sorted(range(len(self._starts) - 1), key=lambda i: self._starts[i + 1] - self._ends[i], reverse=True)
-        cuts = sorted(gaps[: keep - 1])
-        self._ends = [self._ends[i] for i in cuts] + [self._ends[-1]]
-        self._starts = [self._starts[0]] + [self._starts[i + 1] for i in cuts]
+    def _keep(self, starts: Offsets, ends: Offsets, most: int) -> None:
+        """Have just these, with the smallest gaps closed until there are at most so many ranges."""
+        if len(starts) > most:
+            cuts = len(starts) - most
+            kept = np.sort(np.argpartition(starts[1:] - ends[:-1], cuts - 1)[cuts:])
+            starts, ends = np.append(starts[:1], starts[kept + 1]), np.append(ends[kept], ends[-1:])
+        self._starts, self._ends = array("q", starts.tobytes()), array("q", ends.tobytes())
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(self._starts, self._ends, strict=True))
@@ -133,3 +150,80 @@ class RangeSet:
 
     def __repr__(self) -> str:
         return f"RangeSet({list(self)!r})"
+
+
+def cover(sets: Sequence[RangeSet], owners: npt.NDArray[np.intp], starts: Offsets, ends: Offsets) -> None:
+    """Add ranges in any order, each to the set whose index it has in `owners`."""
+    filled = ends > starts
+    if not filled.all():
+        owners, starts, ends = owners[filled], starts[filled], ends[filled]
+    if not len(owners):
+        return
+    grown = [True] if len(sets) == 1 else (np.bincount(owners, minlength=len(sets)) > 0).tolist()
+    there = [len(one._starts) if more else 0 for one, more in zip(sets, grown, strict=True)]
+    old = [one for one, count in zip(sets, there, strict=True) if count]
+    old_starts = np.frombuffer(b"".join(one._starts for one in old), np.int64)
+    old_ends = np.frombuffer(b"".join(one._ends for one in old), np.int64)
+    if len(sets) == 1:
+        starts, ends = _united(_joined(old_starts, starts), _joined(old_ends, ends))
+        sets[0]._keep(starts, ends, sets[0]._limit)
+        return
+    # As if all files lay in a row: then plain numbers are sorted.
+    room = END_OF_FILE // len(sets)
+    if max(int(ends.max()), int(old_ends.max(initial=0))) >= room:
+        _cover_far(sets, owners, starts, ends, room)
+        return
+    limits = np.arange(len(sets) + 1) * room
+    shifts, old_shifts = limits[owners], np.repeat(limits[:-1], there)
+    starts, ends = _united(
+        _joined(old_starts + old_shifts, starts + shifts), _joined(old_ends + old_shifts, ends + shifts)
+    )
+    bounds = np.searchsorted(starts, limits)
+    shifts = np.repeat(limits[:-1], np.diff(bounds))
+    starts, ends = starts - shifts, ends - shifts
+    raw_starts, raw_ends, places = starts.tobytes(), ends.tobytes(), (bounds * starts.itemsize).tolist()
+    for one, more, first, last in zip(sets, grown, places, places[1:], strict=False):
+        if more:
+            one._starts, one._ends = array("q", raw_starts[first:last]), array("q", raw_ends[first:last])
+            if len(one._starts) > one._limit:
+                one._keep(_numbers(one._starts), _numbers(one._ends), one._limit)
+
+
+def _cover_far(
+    sets: Sequence[RangeSet], owners: npt.NDArray[np.intp], starts: Offsets, ends: Offsets, room: int
+) -> None:
+    """The same; what goes beyond `room`, or to a set that does, has no place in the row and is added one by one."""
+    far = np.array([one.end >= room for one in sets])
+    far[owners[ends >= room]] = True
+    apart = far[owners]
+    for owner, start, end in zip(owners[apart].tolist(), starts[apart].tolist(), ends[apart].tolist(), strict=True):
+        sets[owner].add(start, end)
+    cover(sets, owners[~apart], starts[~apart], ends[~apart])
+
+
+def _joined(old: Offsets, new: Offsets) -> Offsets:
+    """Sorted numbers and others, all sorted."""
+    if not (new[1:] >= new[:-1]).all():
+        new = np.sort(new)
+    if not len(old):
+        return new
+    joined = np.concatenate((old, new))
+    if old[-1] > new[0]:
+        joined.sort(kind="stable")  # which takes two sorted halves for what they are
+    return joined
+
+
+def _united(starts: Offsets, ends: Offsets) -> tuple[Offsets, Offsets]:
+    """The union of at least one range, as sorted, disjoint ranges that do not touch.
+
+    Both are sorted: which end belongs to which start does not matter, since a gap is where as many ranges have ended as
+    have begun.
+    """
+    apart = starts[1:] > ends[:-1]
+    if not apart.any():
+        return starts[:1], ends[-1:]
+    return starts[np.concatenate(([True], apart))], ends[np.concatenate((apart, [True]))]
+
+
+def _numbers(values: array[int]) -> Offsets:
+    return np.frombuffer(values, np.int64)

@@ -69,8 +69,8 @@ def one_by_one(record: dict[str, int], table: DirtyTable) -> None:
     owed.holes |= bool(record["flags"] & EventFlag.HOLES)
 
 
-@given(st.lists(RECORD, min_size=1, max_size=60), st.integers(0, 60), st.integers(0, 8))
-def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], few: int, small: int) -> None:
+@given(st.lists(RECORD, min_size=1, max_size=60), st.integers(0, 60))
+def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], few: int) -> None:
     batch = np.zeros(len(records), EVENT)
     for at, record in enumerate(records):
         for key, value in record.items():
@@ -79,7 +79,7 @@ def test_merging_a_batch_is_merging_its_records(records: list[dict[str, int]], f
     together.fence = FENCE
     outsider = FileId(0, 1, 3, 2)
     outsiders, writers = MappedOutsiders(), Writers(lambda pid: f"process{pid}")
-    with mock.patch("replicator.dirty.merge.FEW", few), mock.patch("replicator.dirty.merge.SMALL", small):
+    with mock.patch("replicator.dirty.merge.FEW", few):
         taken = merge(batch, together, lambda id: id != outsider, outsiders, writers)
     for record in records:
         one_by_one(record, single)
