@@ -199,14 +199,15 @@ class Rsyncfs(Replicator):
 
     def __init__(self, where: Site) -> None:
         super().__init__(where)
-        self.state = where.base / "state-of-sender"
+        self.states = Path(tempfile.mkdtemp(prefix="state-", dir=where.base))
+        self.state = self.states / "sender"
         self.port = PORT
         self.ready_seconds = 0.0
         """From the start of the sender's process until it said `ready`."""
 
     def open(self) -> None:
         at = f"127.0.0.1:{self.port}"
-        state = self.site.base / "state-of-receiver"
+        state = self.states / "receiver"
         self._ready("receiver", "receive", "--root", self.site.replica, "--listen", at, "--state", state, "--adopt")
         begun = time.monotonic()
         self._ready("sender", "send", self.site.source, at, "--state", self.state, "--detach-hooks")

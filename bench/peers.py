@@ -147,11 +147,11 @@ class Unison(RsyncDaemon):
     name = "unison"
     keeps = ("-rlptgo", "--omit-dir-times")
 
-    @property
-    def settings(self) -> str:  # type: ignore[override]
-        """What it is run with."""
-        how = "watch" if shutil.which("unison-fsmonitor") else "1 (the distribution has no unison-fsmonitor)"
-        return f"-repeat {how}, -batch, the source preferred, owner, group and times kept, its own protocol on loopback"
+    repeat = "watch" if shutil.which("unison-fsmonitor") else "1"
+    settings = (
+        f"-repeat {repeat} (watch where the distribution has unison-fsmonitor), -batch, the source preferred, owner, "
+        "group and times kept, its own protocol on loopback"
+    )
 
     def open(self) -> None:
         home = self.site.base / "unison"
@@ -160,9 +160,8 @@ class Unison(RsyncDaemon):
         self.start("receiver", "unison", "-socket", str(UNISON_PORT), env=there)
         self.await_port(UNISON_PORT)
         root = f"socket://127.0.0.1:{UNISON_PORT}/{self.site.replica}"
-        repeat = "watch" if shutil.which("unison-fsmonitor") else "1"
         options = ("-batch", "-auto", "-times", "-owner", "-group", "-confirmbigdel=false", "-ui", "text", "-dumbtty")
-        force = ("-force", str(self.site.source), "-repeat", repeat)
+        force = ("-force", str(self.site.source), "-repeat", self.repeat)
         self.start("sender", "unison", self.site.source, root, *options, *force, env=here, stdin=subprocess.DEVNULL)
         self.settle()
 

@@ -1,6 +1,6 @@
 """How many writes a second can go on and on: 4 KiB, at random in 1 GiB, by one process.
 
-Source and replica are an ext4 each, whose images lie in memory (6 GiB): a disk that is too slow for the writer alone
+Source and replica are an ext4 each, whose images lie in memory (9 GiB): a disk that is too slow for the writer alone
 would be all that is measured. At each rate the writer keeps to it for some time while both ends run here; what the
 replica lags behind is looked at every second. A rate is sustained if the kernel dropped nothing, the writer kept to
 it, and what is not durable on the replica does not grow: its median in the last third is not above that of the middle
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for each rate")
     parser.add_argument("--rates", type=int, nargs="+", default=RATES, help="writes a second")
     options = parsed(parser)
-    with memory(6 * GIB) as images, site(images, 2) as where:
+    with memory(9 * GIB) as images, site(images, 2) as where:
         rows = [measure(where, rate, options.seconds) for rate in options.rates]
     table = Table("writes/s", "kept", "dropped", "MiB not durable", "lag s", "processors", "settled s", "sustained")
     for row in rows:
