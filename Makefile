@@ -52,13 +52,13 @@ soak: $(DEV_STAMP) $(BYTECODE) $(TEST_STAMP) ## hundreds of crashes and cuts und
 
 .PHONY: bench
 bench: $(BYTECODE) $(BENCH_STAMP) $(BENCH_PACKAGES) ## measure ourselves against bare limits; tables, JSON and pictures (root)
-	for each in lag bulk rate rename idle growth decode writer trace scan; do
+	for each in lag bulk rate work initial rename idle growth decode writer trace scan; do
 		$(AS_ROOT) $(PYTHON) bench/$$each.py
 	done
 
 .PHONY: bench-peers
 bench-peers: $(BYTECODE) $(BENCH_STAMP) $(BENCH_PACKAGES) ## the same beside rsync, lsyncd, Syncthing, unison, inotifywait (root)
-	for each in lag work initial gap; do
+	for each in lag work; do
 		$(AS_ROOT) $(PYTHON) bench/$$each.py --peers
 	done
 

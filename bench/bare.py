@@ -84,6 +84,8 @@ def send(path: Path) -> None:
                 for ino, offset, length in [] if records is None else records[["ino", "off", "len"]].tolist():
                     if ino == inode and length < 1 << 30:
                         data = os.pread(file, length, offset)
+                        while len(data) < length:  # an append is told before the size is set
+                            data = os.pread(file, length, offset)
                         connection.sendmsg([HEAD.pack(offset, len(data)), data])
 
 

@@ -18,6 +18,8 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+WIDTH = 150
+"""Columns of a table that goes to a file."""
 OUTPUT = Path(__file__).resolve().parent.parent / "build" / "bench"
 
 
@@ -88,7 +90,7 @@ def publish(report: Report, options: argparse.Namespace) -> None:
     if options.json:
         sys.stdout.write(orjson.dumps(report.figures, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
         return
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     for table in report.tables:
         console.print(table)
     for remark in report.remarks:
@@ -101,7 +103,7 @@ def _draw(picture: Bars | Lines, path: Path) -> str:
     try:
         import matplotlib
     except ImportError:
-        return "; no picture: matplotlib is not here (make build/.bench has it installed)"
+        return "; no picture: matplotlib is not here (make bench has it installed)"
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
