@@ -17,7 +17,17 @@ import orjson
 
 from replicator.link import strict
 from replicator.link.frame import Buffer
-from replicator.model import Answer, Attributes, Facts, InodeFact, Kind, Refusal, SlotFact
+from replicator.model import (
+    Answer,
+    Attributes,
+    Facts,
+    FileId,
+    InodeFact,
+    Kind,
+    Refusal,
+    Slot,
+    SlotFact,
+)
 
 TARGET_MAX = 4095
 XATTR_NAME_MAX = 255
@@ -50,10 +60,11 @@ def encode_facts(facts: Facts) -> bytes:
 def decode_facts(epoch: int, payload: Buffer) -> Facts:
     """The facts of a payload. RemoteError if it is not one."""
     tree = strict.whole_object(strict.parse(payload), _FACTS, "facts")
+    ids: dict[str, FileId] = {}  # a new file's is there twice, its directory's as often as it has new names
     return Facts(
         epoch=epoch,
-        slots=tuple(map(_read_slot, strict.array(tree.get("s", []), "slots"))),
-        inodes=tuple(map(_read_inode, strict.array(tree.get("i", []), "inodes"))),
+        slots=tuple([_read_slot(value, ids) for value in strict.array(tree.get("s", []), "slots")]),
+        inodes=tuple([_read_inode(value, ids) for value in strict.array(tree.get("i", []), "inodes")]),
         dead=tuple(map(strict.file_id, strict.array(tree.get("x", []), "dead ids"))),
     )
 
@@ -144,18 +155,26 @@ def _inode(fact: InodeFact) -> dict[str, Any]:
     return tree
 
 
-def _read_slot(value: Any) -> SlotFact:
+def _read_id(value: Any, ids: dict[str, FileId]) -> FileId:
+    found = ids.get(value) if type(value) is str else None
+    if found is None:
+        found = ids[value] = strict.file_id(value)
+    return found
+
+
+def _read_slot(value: Any, ids: dict[str, FileId]) -> SlotFact:
     parent, name, target = _fields(value, 3, "a slot")
-    return SlotFact(strict.slot(parent, name), None if target is None else strict.file_id(target))
+    slot = Slot(_read_id(parent, ids), strict.name(name))
+    return SlotFact(slot, None if target is None else _read_id(target, ids))
 
 
-def _read_inode(value: Any) -> InodeFact:
+def _read_inode(value: Any, ids: dict[str, FileId]) -> InodeFact:
     tree = strict.whole_object(value, _INODE, "an inode's fact")
     kind = _KINDS.get(strict.string(tree.get("k"), "a kind of file", 1))
     if kind is None:
         strict.bad("a kind of file", tree.get("k"))
     fact = InodeFact(
-        id=strict.file_id(tree.get("i")),
+        id=_read_id(tree.get("i"), ids),
         kind=kind,
         attributes=_read_attributes(tree),
         size=strict.number(tree.get("z", 0), "a size"),

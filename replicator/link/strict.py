@@ -19,6 +19,8 @@ from replicator.model import END_OF_FILE, Extent, FileId, Slot
 
 NAME_MAX = 255
 REASON_MAX = 4096
+_SURE = 15 + 6
+"""Characters of an id of which no number can have 16 digits."""
 _ID = re.compile(r"\.".join(["(0|[1-9a-f][0-9a-f]{0,15})"] * 4)).fullmatch
 
 
@@ -131,8 +133,9 @@ def file_id(value: Any) -> FileId:
     match = _ID(value)
     if match is None:
         bad("a file id", value)
-    found = FileId(*[int(part, 16) for part in match.groups()])
-    if max(found) > END_OF_FILE:
+    fs, root, ino, gen = match.groups()
+    found = FileId(int(fs, 16), int(root, 16), int(ino, 16), int(gen, 16))
+    if len(value) > _SURE and max(found) > END_OF_FILE:
         bad("a file id", value)
     return found
 

@@ -74,6 +74,16 @@ def apply(fd: int, wanted: Attributes) -> None:
         syscalls.set_xattr(fd, _CAPABILITY, want[_CAPABILITY])
 
 
+def own(fd: int, wanted: Attributes) -> None:
+    """Set owner and mode of an open regular file, whose xattrs are as they should be."""
+    status = os.fstat(fd)
+    changed = (status.st_uid, status.st_gid) != (wanted.uid, wanted.gid)
+    if changed:
+        os.fchown(fd, wanted.uid, wanted.gid)
+    if changed or status.st_mode & 0o7777 != wanted.mode:
+        os.fchmod(fd, wanted.mode)
+
+
 def set_time(fd: int, mtime_ns: int) -> None:
     """Set the modification time (ns) of an O_PATH descriptor; the access time stays."""
     syscalls.utimens(fd, b"", None, mtime_ns, syscalls.AT_EMPTY_PATH)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
 from replicator.mirror import attributes
 from replicator.mirror.birth import Births
+from replicator.mirror.brood import TOGETHER, Brood
 from replicator.mirror.content import Piece, write_in_place
 from replicator.mirror.durability import write_out
 from replicator.mirror.foreign import Foreign
@@ -55,32 +56,71 @@ class Executor:
         self._foreign = Foreign(ground, limbo, inventory)
         self._naming = NamingSteps(ground, limbo, inventory, self._foreign)
         self._births = Births(ground, limbo, inventory, intents)
+        self._brood = Brood(ground, inventory, intents)
 
     def run(self, facts: Facts, pieces: dict[int, list[Piece]], plan: Plan) -> Answer:
         """Take all steps. `pieces` are the bytes of facts.inodes[index], checked to be what the fact announces."""
         run = _Run(facts, pieces, plan)
         wanted = {fact.slot.name for fact in facts.slots if fact.slot.parent == self._inventory.root}
-        self._prepare_limbo(run, wanted)
+        brood = self._brood.of(facts, plan.steps)
+        self._prepare_limbo(run, wanted, brood)
         made = 0
-        while made < len(plan.steps) and isinstance(plan.steps[made], Create):
-            self._guarded(run, plan.steps[made])
+        for step in plan.steps:
+            if not isinstance(step, Create):
+                break
+            if step.id not in brood:
+                self._guarded(run, step)
             made += 1
-        try:
-            if plan.steps:
-                self._intents.append(self._intent(run))
-        except OSError as error:
-            for step in plan.steps[made:]:
-                if not isinstance(step, Stamp):
-                    self._refuse(run, step, f"intent log: {error.strerror}")
+        if not self._announce(run, self._intent(run, brood), plan.steps[made:]):
             return self._answer(run)
         displacing = [step for step in plan.steps[made:] if isinstance(step, Exchange)]
-        for step in plan.steps[made:]:
+        at = made
+        while at < len(plan.steps):
+            step = plan.steps[at]
             if displacing and isinstance(step, Exchange | Rename | Link | Unlink | Rmdir):
                 self._write_out(run, displacing)  # the bytes of what gets a name are all there by now
                 displacing = []
-            self._guarded(run, step)
+            at += 1
+            if step.id not in brood or not isinstance(step, Rename):
+                self._guarded(run, step)
+                continue
+            together = [(step, brood[step.id])]
+            while at < len(plan.steps) and isinstance(step := plan.steps[at], Rename) and step.id in brood:
+                together.append((step, brood[step.id]))
+                at += 1
+            self._bring_forth(run, together)
         self._restore_root()
         return self._answer(run)
+
+    def _announce(self, run: _Run, intent: Intent, steps: Sequence[Step]) -> bool:
+        """Write an intent; if that cannot be, refuse the steps that it is about."""
+        try:
+            if intent.places or intent.touched or intent.made or steps:
+                self._intents.append(intent)
+        except OSError as error:
+            for step in steps:
+                if not isinstance(step, Stamp):
+                    self._refuse(run, step, f"intent log: {error.strerror}")
+            return False
+        return True
+
+    def _bring_forth(self, run: _Run, births: list[tuple[Rename, Create]]) -> None:
+        """New files straight into their places; those for which that does not do, by way of limbo."""
+        for start in range(0, len(births), TOGETHER):
+            some = births[start : start + TOGETHER]
+            left = self._brood.make(run.facts, run.pieces, some)
+            if not left:
+                continue
+            try:
+                self._limbo.ensure()
+            except OSError as error:
+                run.limbo_error = error
+            for _, create in left:
+                self._guarded(run, create)
+            steps = [rename for rename, _ in left]
+            if self._announce(run, self._intent_of(run, [*(create for _, create in left), *steps]), steps):
+                for step in steps:
+                    self._guarded(run, step)
 
     def _answer(self, run: _Run) -> Answer:
         plan = run.plan
@@ -103,18 +143,23 @@ class Executor:
             return
         self._astray(AstrayError(id, slot), plan_needs, looks)
 
-    def _prepare_limbo(self, run: _Run, wanted: set[bytes]) -> None:
-        used = any(place.parent == LIMBO for step in run.plan.steps for place in places_of(step))
+    def _prepare_limbo(self, run: _Run, wanted: set[bytes], brood: Container[FileId]) -> None:
+        used = any(
+            place.parent == LIMBO for step in run.plan.steps for place in places_of(step) if step.id not in brood
+        )
         if used or (self._limbo.name in wanted and self._ground.limbo_fd is not None):
             try:
                 self._limbo.ensure(wanted)
             except OSError as error:
                 run.limbo_error = error
 
-    def _intent(self, run: _Run) -> Intent:
+    def _intent(self, run: _Run, brood: Container[FileId]) -> Intent:
+        return self._intent_of(run, [step for step in run.plan.steps if step.id not in brood])
+
+    def _intent_of(self, run: _Run, steps: Iterable[Step]) -> Intent:
         intent = Intent(run.facts.epoch)
         places: dict[Slot, None] = {}
-        for step in run.plan.steps:
+        for step in steps:
             match step:
                 case Create(id):
                     record = self._inventory.record(id)

@@ -40,10 +40,14 @@ class IntentLog:
 
     def append(self, intent: Intent) -> None:
         """Write one intent."""
+        texts: dict[FileId, str] = {}
         line = orjson.dumps(
             {
                 "epoch": intent.epoch,
-                "places": [_place(place) for place in intent.places],
+                "places": [
+                    [texts.get(parent) or texts.setdefault(parent, parent.text()), name.decode("latin-1")]
+                    for parent, name in intent.places
+                ],
                 "touched": [id.text() for id in intent.touched],
                 "made": [[id.text(), handle.hex(), *_fields(record)] for id, handle, record in intent.made],
             },
@@ -112,10 +116,6 @@ def _parse(lines: Iterable[bytes]) -> Iterable[Intent]:
             )
         places = [Slot(FileId.parse(parent), name.encode("latin-1")) for parent, name in value["places"]]
         yield Intent(value["epoch"], places, [FileId.parse(id) for id in value["touched"]], made)
-
-
-def _place(place: Slot) -> list[str]:
-    return [place.parent.text(), place.name.decode("latin-1")]
 
 
 def _fields(record: Record) -> list[object]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from replicator.mirror.records import lost
 from replicator.mirror.rows import SCHEMA, Entry, Layer, Transaction, entry_of, id_of, key_of, row_of
@@ -20,6 +21,9 @@ from replicator.mirror.steps import LIMBO, Exchange, Link, Naming, Record, Renam
 from replicator.model import FileId, Kind, Slot
 
 _CACHED = 200_000
+_AT_ONCE = 500
+_FEW = 4
+_Key = TypeVar("_Key", FileId, Slot)
 
 
 class Inventory:
@@ -101,6 +105,31 @@ class Inventory:
 
     # -- beyond the View
 
+    def foresee(self, ids: Sequence[FileId], places: Sequence[Slot]) -> None:
+        """These are going to be asked about: find out what is stored of them, of many at once."""
+        layers = self._layers()
+        new = [id for id in ids if id not in self._inodes and not any(id in layer.inodes for layer in layers)]
+        for some in _portions(dict.fromkeys(new)):
+            marks = ", ".join("?" * len(some))
+            rows = self._db.execute(
+                f"SELECT kind, size, mtime, ctime, complete, suspect, handle, id FROM inodes WHERE id IN ({marks})",  # noqa: S608
+                [key_of(id) for id in some],
+            )
+            self._inodes.update(dict.fromkeys(some))
+            self._inodes.update((id_of(row[7]), entry_of(row[:7])) for row in rows)
+        missing: dict[FileId, list[Slot]] = {}
+        for place in places:
+            if place not in self._bound and place.parent != LIMBO:
+                missing.setdefault(place.parent, []).append(place)
+        for parent, slots in missing.items():
+            for group in _portions(slots):
+                found = self._db.execute(
+                    f"SELECT name, id FROM slots WHERE parent = ? AND name IN ({', '.join('?' * len(group))})",  # noqa: S608
+                    [key_of(parent), *(slot.name for slot in group)],
+                )
+                self._bound.update(dict.fromkeys(group))
+                self._bound.update((Slot(parent, name), id_of(key)) for name, key in found)
+
     def ids_in(self, directory: FileId) -> dict[bytes, bytes]:
         """The names in a directory (not in limbo), with the wide forms of their ids."""
         changed: set[bytes] = set()
@@ -164,6 +193,18 @@ class Inventory:
             self._grow.handles[entry[1]] = None
         self._grow.handles[handle] = id
         self._grow.inodes[id] = (record, handle)
+
+    def born(self, id: FileId, record: Record, handle: bytes, place: Slot) -> None:
+        """A new file, whose bytes are to be synced, is at `place`, where nothing was."""
+        grow = self._grow
+        grow.handles[handle] = id
+        grow.inodes[id] = (record, handle)
+        grow.bound[place] = id
+        grow.places[id] = (place,)
+        grow.names.setdefault(place.parent, set()).add(place.name)
+        grow.written.add(id)
+        if record.size:
+            grow.times[id] = record.mtime_ns
 
     def doubt(self, id: FileId) -> None:
         """The bytes of a known inode are not what the record says: only a whole content helps."""
@@ -371,6 +412,15 @@ class Inventory:
             rows = self._db.execute("SELECT parent, name FROM slots WHERE id = ?", (key_of(id),)).fetchall()
             self._places[id] = tuple(Slot(id_of(parent), name) for parent, name in rows)
         return self._places[id]
+
+
+def _portions(keys: Iterable[_Key]) -> Iterator[list[_Key]]:
+    """As many at once as are worth a statement of their own."""
+    left = iter(keys)
+    while some := list(islice(left, _AT_ONCE)):
+        if len(some) < _FEW:
+            return
+        yield some
 
 
 def _connected(path: Path) -> sqlite3.Connection:

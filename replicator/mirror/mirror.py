@@ -177,6 +177,7 @@ class Mirror:
 
     def apply(self, facts: Facts, payload: Payload) -> Answer:
         """Carry out one epoch. RemoteError, with nothing changed, if facts or payload are impossible."""
+        self._inventory.foresee([fact.id for fact in facts.inodes], [fact.slot for fact in facts.slots])
         check_facts(facts, self._inventory)
         pieces = sort_payload(facts, payload)
         needs: dict[FileId, None] = {}

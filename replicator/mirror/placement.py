@@ -7,6 +7,8 @@ displaced inode that still is wanted waits in limbo, one that has other names ju
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from replicator.mirror.names import Names
 from replicator.mirror.steps import LIMBO, Exchange, Link, Naming, Plan, Rename, Unlink, limbo_place
 from replicator.mirror.wishes import Wishes
@@ -23,8 +25,9 @@ class Placement:
         self._wishes = wishes
         self._dead = dead
 
-    def run(self) -> None:
-        """Directories, parents first; then all other names; then what is in a place where it is not wanted."""
+    def run(self, births: Sequence[Rename]) -> None:
+        """Directories, parents first; then all other names, those of `births` (which nobody else has to do with) before
+        the rest; then what is in a place where it is not wanted."""
         want = self._wishes.want
         self._tidy()
         for slot, id in list(want.items()):
@@ -33,6 +36,8 @@ class Placement:
         homes = self._wishes.homes()
         for id in sorted(homes, key=self._wishes.depth):
             self._place_directory(id, homes[id])
+        self._plan.steps.extend(births)
+        self.renamed_in.update((birth.target.parent, None) for birth in births)
         for slot, id in want.items():
             if id is not None and id not in homes:
                 self._place_file(id, slot)

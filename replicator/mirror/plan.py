@@ -18,7 +18,20 @@ from replicator.blocks import COMPARED_FROM
 from replicator.mirror.names import Names
 from replicator.mirror.placement import Placement
 from replicator.mirror.records import after_adorn, after_create, after_write, doubted, is_lost, matches, moves_bytes
-from replicator.mirror.steps import LIMBO, Adorn, Create, Doubt, Plan, Record, Rmdir, Stamp, View, Write
+from replicator.mirror.steps import (
+    LIMBO,
+    Adorn,
+    Create,
+    Doubt,
+    Plan,
+    Record,
+    Rename,
+    Rmdir,
+    Stamp,
+    View,
+    Write,
+    limbo_place,
+)
 from replicator.mirror.trust import check_facts
 from replicator.mirror.wishes import Wishes
 from replicator.model import Facts, FileId, InodeFact, Kind, Slot
@@ -42,23 +55,63 @@ class _Planner:
         bound = {fact.id for fact in facts.slots if fact.id is not None}
         self._gaining = {fact.id for fact in facts.slots if fact.id is not None and view.bound(fact.slot) != fact.id}
         self.dead = {id for id in facts.dead if id not in bound}
+        self._plain = self._plain_births(view)
         self._early: list[Write | Adorn | Doubt] = []
         self._late: list[Write | Adorn] = []
 
     def run(self) -> Plan:
         """All of it."""
+        plain = self._plain
         for index, fact in enumerate(self.facts.inodes):
-            if fact.id not in self.dead:
+            if fact.id in plain:
+                self.plan.steps.append(Create(fact.id, index))
+            elif fact.id not in self.dead:
                 self._inode(index, fact)
         self.plan.steps.extend(self._early)
         wishes = Wishes(self.names, self.plan, self._bindable)
-        wishes.take(self.facts.slots)
+        wishes.take([fact for fact in self.facts.slots if fact.id not in plain] if plain else self.facts.slots)
         placement = Placement(self.names, self.plan, wishes, self.dead)
-        placement.run()
+        placement.run([Rename(id, limbo_place(id), slot) for id, slot in plain.items()])
         self.plan.steps.extend(self._late)
         self._bury(placement, wishes)
         self._stamp(placement.renamed_in)
         return self.plan
+
+    def _plain_births(self, view: View) -> dict[FileId, Slot]:
+        """New files, whole, with one name, where nothing was and nothing else is to be: of a tree that is new these are
+        nearly all, and what decides about names has nothing to decide."""
+        facts = self.facts
+        if not facts.slots or not facts.inodes:
+            return {}
+        wanted: dict[FileId, Slot | None] = {}
+        claims: dict[Slot, int] = {}
+        for fact in facts.slots:
+            claims[fact.slot] = claims.get(fact.slot, 0) + 1
+            if fact.id is not None:
+                wanted[fact.id] = None if fact.id in wanted else fact.slot
+        found: dict[FileId, Slot] = {}
+        seen: set[FileId] = set()
+        directories = {fact.id for fact in facts.inodes if fact.kind is Kind.DIRECTORY}
+        for inode in facts.inodes:
+            id = inode.id
+            at = wanted.get(id)
+            if id in seen:
+                found.pop(id, None)
+            elif (
+                at is not None
+                and inode.kind is Kind.FILE
+                and inode.whole
+                and not inode.partial
+                and not inode.check
+                and claims[at] == 1
+                and view.record(id) is None
+                and view.bound(at) is None
+                and at.parent not in self.dead
+                and (at.parent in directories or view.record(at.parent) is not None)
+            ):
+                found[id] = at
+            seen.add(id)
+        return found
 
     def _inode(self, index: int, fact: InodeFact) -> None:
         """Stage a new inode, or note what a known one gets; a need if what came is not enough."""

@@ -15,7 +15,7 @@ from unittest import mock
 from replicator.dirty.ranges import RangeSet
 from replicator.dirty.table import Owed
 from replicator.mirror.placement import Placement
-from replicator.mirror.steps import Unlink
+from replicator.mirror.steps import Rename, Unlink
 from replicator.model import Answer, FileId, Slot
 from replicator.source.doubts import Doubts
 from replicator.source.flight import Flush
@@ -83,7 +83,7 @@ def unlink_first() -> Any:
     """What is to leave its name goes first, and is destroyed if it was the last."""
     run = Placement.run
 
-    def first(placement: Placement) -> None:
+    def first(placement: Placement, births: Sequence[Rename]) -> None:
         names, wishes = placement._names, placement._wishes
         for slot, id in list(wishes.want.items()):
             occupant = names.bound(slot)
@@ -93,7 +93,7 @@ def unlink_first() -> Any:
             if id is not None and names.record(id) is None:
                 del wishes.want[slot]
                 placement._plan.needs[id] = None
-        run(placement)
+        run(placement, births)
 
     return _patch(Placement, "run", first)
 
