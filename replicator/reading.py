@@ -21,8 +21,8 @@ from replicator.tree.handles import SourceRoot
 
 log = logging.getLogger(__name__)
 
-READING = 64
-"""Flushes that may be out to be read."""
+READING = 256
+"""Flushes that may be out to be read: what a turn costs is shared by so many small files."""
 FEW = 4
 """Up to so many flushes are read at once, if they can be: more are quicker read by several threads."""
 CALM = 2_000_000  # ns

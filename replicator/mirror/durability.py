@@ -2,7 +2,7 @@
 
 `SyncJob` takes the root's descriptor, the intent log's, and the files that were written; gives success, or an error, or
 those files whose bytes did not reach the disk. To be run where nobody waits for it. Without an error, all else that was
-written before it began is on the disk; the times and the inventory's commit follow in the mirror's own thread.
+written before it began is on the disk, with its times set; the inventory's commit follows.
 `write_out` promises less, and sooner: that no power cut shows names changed from here on without these bytes.
 """
 
@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 
 from replicator import syscalls
+from replicator.mirror.attributes import set_time
 from replicator.model import FileId
 
 ORDERED = frozenset({"ext4", "xfs"})
@@ -50,8 +51,10 @@ class SyncJob:
         instance: int,
         epoch: int,
         written: Sequence[tuple[FileId, bytes]],
+        times: Sequence[tuple[FileId, bytes, int]],
     ) -> None:
-        """`written`: files with the replica's own handles of them."""
+        """`written`: files with the replica's own handles of them; `times`: with what their modification times (ns) are
+        to be once that is on the disk."""
         self.instance = instance
         self.epoch = epoch
         self.error: OSError | None = None
@@ -59,7 +62,10 @@ class SyncJob:
         """Files whose bytes the disk did not take; all others it has, unless there is an `error`."""
         self.failed = False
         """Whether the `error` is the disk's, which may have lost whatever was written and is not durable."""
+        self.late: dict[FileId, OSError] = {}
+        """Those whose times could not be set."""
         self._written = written
+        self._times = times
         self._fd = os.dup(root_fd)
         self._intents = os.dup(intents_fd)
 
@@ -72,6 +78,9 @@ class SyncJob:
                 syscalls.syncfs(self._fd)
             except OSError as error:
                 self._find_lost(error)
+            for id, handle, mtime_ns in self._times:
+                if id not in self.lost:
+                    self._set_time(id, handle, mtime_ns)
         except OSError as error:
             self.error, self.failed = error, True
         finally:
@@ -90,9 +99,23 @@ class SyncJob:
         syscalls.syncfs(self._fd)  # each failure is told once: another one now is not theirs
 
     def _sync_one(self, handle: bytes) -> None:
-        kind = int.from_bytes(handle[:4], "little", signed=True)
-        fd = syscalls.open_by_handle_at(self._fd, kind, handle[4:], os.O_RDONLY | os.O_NONBLOCK)
+        fd = self._open(handle, os.O_RDONLY | os.O_NONBLOCK)
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def _set_time(self, id: FileId, handle: bytes, mtime_ns: int) -> None:
+        try:
+            fd = self._open(handle, os.O_PATH)
+            try:
+                set_time(fd, mtime_ns)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self.late[id] = error
+
+    def _open(self, handle: bytes, flags: int) -> int:
+        return syscalls.open_by_handle_at(
+            self._fd, int.from_bytes(handle[:4], "little", signed=True), handle[4:], flags
+        )

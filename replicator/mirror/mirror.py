@@ -71,7 +71,7 @@ class Mirror:
         """What is to be sent again although it was made durable, and why; to be told with the epoch."""
         self._syncing: SyncJob | None = None
         self._sealed = False
-        """Whether the times of what is being synced are set."""
+        """Whether what became of the sync is taken."""
         status = os.fstat(ground.root_fd)
         self._where = (status.st_dev, status.st_ino)
         self.identity = inventory.meta("replica") or ""
@@ -209,23 +209,26 @@ class Mirror:
         inventory = self._inventory
         inventory.freeze()
         written = [(id, inventory.handle(id)) for id in inventory.written()]
+        times = [(id, inventory.handle(id), ns) for id, ns, _ in inventory.times() if inventory.record(id) is not None]
         self._witnesses.update(witness.note(inventory, self._ground.root_fd))
         self._syncing = SyncJob(
-            self._ground.root_fd, self._intents.fileno(), self.instance, self.applied_epoch, written
+            self._ground.root_fd, self._intents.fileno(), self.instance, self.applied_epoch, written, times
         )
         with contextlib.suppress(OSError):  # then the lines stay a cycle longer, which only costs a recovery some looks
             self._intents.turn()
         return self._syncing
 
     def seal(self, job: SyncJob) -> Callable[[], None] | None:
-        """After `job()` has returned: set times. Returns what is left to do, in any thread, before `finish_sync`: it
-        waits for the disk. None if the job failed."""
+        """After `job()` has returned: take what became of it. Returns what is left to do, in any thread, before
+        `finish_sync`: it waits for the disk. None if the job failed."""
         assert job is self._syncing
         if job.error is not None:
             return None
         self._sealed = True
         self._lost.update((id, f"sync: {error.strerror}") for id, error in job.lost.items())
-        self._set_times()
+        known = self._inventory.record
+        self._lost.update((id, f"time: {error.strerror}") for id, error in job.late.items() if known(id) is not None)
+        self._set_times_again()
         for id in self._lost:
             self._inventory.doubt(id)
         self._executor.rest()
@@ -389,13 +392,13 @@ class Mirror:
     def _set_root(self, source_root: FileId) -> None:
         self._inventory.set_root(source_root, self._ground.root_handle())
 
-    def _set_times(self) -> None:
+    def _set_times_again(self) -> None:
+        """Of what was written since. Those bytes are not synced: the time that is to be theirs must not stand over
+        them, but an older one may, and who writes without a pause would never see any time set."""
         for id, mtime_ns, later in self._inventory.times():
-            if id in self._lost or self._inventory.record(id) is None:
+            if later is None or id in self._lost or self._inventory.record(id) is None:
                 continue
             try:
-                # Bytes that came since are not synced: the time that is to be theirs must not stand over them, but an
-                # older one may, and who writes without a pause would never see any time set.
                 self._set_time(id, mtime_ns, sync=later == mtime_ns)
             except AstrayError:
                 self._lost[id] = "time: it is not where it was"

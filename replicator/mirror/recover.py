@@ -60,44 +60,49 @@ class Recovery:
         found: list[tuple[Slot, FileId]] = []
         gone: list[Slot] = []
         entered = {inventory.root}
-        queue: list[tuple[FileId | None, int]] = [
-            (id, open_beneath(fd, b".", os.O_RDONLY | os.O_DIRECTORY))
-            for id, fd in ((inventory.root, ground.root_fd), (LIMBO, ground.limbo_fd))
-            if fd is not None
-        ]
-        while queue:
-            directory, fd = queue.pop()
-            if directory is None or directory == LIMBO:
-                known = {}
-            else:
-                known = inventory.entries(directory)  # of millions, nearly all are where they were
-            kept: set[bytes] = set()
-            try:
-                for name in map(os.fsencode, os.listdir(fd)):
-                    handle = handle_of(fd, name)
-                    if handle is None or handle == limbo:
-                        continue
-                    id, record = self._recognise(handle, known.get(name))
-                    if id is None or record is None:
-                        if directory != LIMBO:
-                            self._differs = self._differs or directory is None or not self._is_private(directory, name)
-                        self._enter_unknown(fd, name, queue)
-                        continue
-                    if record.kind is Kind.DIRECTORY and id not in entered:
-                        entered.add(id)
-                        queue.append((id, open_beneath(fd, name, os.O_RDONLY | os.O_DIRECTORY)))
-                    elif record.kind is Kind.FILE:
-                        self._compare(fd, name, id, record)
-                    if directory is None:
-                        self._rescue(fd, name, id)
-                    elif name in known and known[name][0] == id:
-                        kept.add(name)
-                    elif directory != LIMBO:
-                        found.append((Slot(directory, name), id))
-            finally:
-                os.close(fd)
-            if directory is not None:
-                gone += [Slot(directory, name) for name in known if name not in kept]
+        queue: list[tuple[FileId | None, int]] = []
+        try:
+            for top, at in ((inventory.root, ground.root_fd), (LIMBO, ground.limbo_fd)):
+                if at is not None:
+                    queue.append((top, open_beneath(at, b".", os.O_RDONLY | os.O_DIRECTORY)))
+            while queue:
+                directory, fd = queue.pop()
+                if directory is None or directory == LIMBO:
+                    known = {}
+                else:
+                    known = inventory.entries(directory)  # of millions, nearly all are where they were
+                kept: set[bytes] = set()
+                try:
+                    for name in map(os.fsencode, os.listdir(fd)):
+                        handle = handle_of(fd, name)
+                        if handle is None or handle == limbo:
+                            continue
+                        id, record = self._recognise(handle, known.get(name))
+                        if id is None or record is None:
+                            if directory != LIMBO:
+                                self._differs = (
+                                    self._differs or directory is None or not self._is_private(directory, name)
+                                )
+                            self._enter_unknown(fd, name, queue)
+                            continue
+                        if record.kind is Kind.DIRECTORY and id not in entered:
+                            entered.add(id)
+                            queue.append((id, open_beneath(fd, name, os.O_RDONLY | os.O_DIRECTORY)))
+                        elif record.kind is Kind.FILE:
+                            self._compare(fd, name, id, record)
+                        if directory is None:
+                            self._rescue(fd, name, id)
+                        elif name in known and known[name][0] == id:
+                            kept.add(name)
+                        elif directory != LIMBO:
+                            found.append((Slot(directory, name), id))
+                finally:
+                    os.close(fd)
+                if directory is not None:
+                    gone += [Slot(directory, name) for name in known if name not in kept]
+        finally:
+            for _, left in queue:
+                os.close(left)
         for lost_directory in set(inventory.parents()) - entered - {LIMBO}:
             gone += [Slot(lost_directory, name) for name, _ in inventory.children(lost_directory)]
         for place in gone:

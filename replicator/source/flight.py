@@ -13,6 +13,8 @@ from replicator.tree.store import Told
 
 SETTLED_AFTER = 50_000_000
 """A file whose ctime was this close (ns) when its flush was taken may have changed, or change, unseen by it."""
+SLICE = 4 << 20
+"""Most bytes of data in a part."""
 
 
 @dataclass(slots=True)
@@ -34,6 +36,10 @@ class Flush:
     """The same moment by CLOCK_MONOTONIC, ns."""
     fence: int = 0
     """The kernel side's epoch when it was taken; 0 while that tells every write."""
+    regular: bool = False
+    """Whether it is known that the inode is a regular file."""
+    most: int = SLICE
+    """Bytes of data in its first slice."""
 
 
 @dataclass(slots=True)

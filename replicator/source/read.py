@@ -16,11 +16,10 @@ from replicator import syscalls
 from replicator.blocks import COMPARED_FROM
 from replicator.dirty.ranges import RangeSet
 from replicator.model import END_OF_FILE, Attributes, Extent, FileId, InodeFact, Kind, kind_of, replicated_xattr
-from replicator.source.flight import SETTLED_AFTER, Flush, Part
+from replicator.source.flight import SETTLED_AFTER, SLICE, Flush, Part
 from replicator.source.pages import PAGE, PageHashes
 from replicator.tree.handles import SourceRoot, Stale
 
-SLICE = 4 << 20
 HOLES_FROM = 1 << 16
 """A range of at least this many bytes is looked through for holes."""
 BEYOND_TRIES = 3
@@ -58,7 +57,7 @@ class Reader:
         """The next slice of a flush. Never raises OSError: that is in the outcome."""
         outcome = Outcome(flush)
         try:
-            fd = self._source.open_to_read(flush.owed.id)
+            fd = self._source.open_to_read(flush.owed.id, regular=flush.regular)
         except Stale:
             outcome.gone = True
             return outcome
@@ -138,7 +137,7 @@ class Reader:
             size = min(size, flush.size)
         if owed.whole or owed.lowest is not None:
             outcome.sent.append((0 if owed.whole else owed.lowest or 0, END_OF_FILE))
-        budget = SLICE
+        budget = flush.most if flush.left is None else SLICE
         changed = RangeSet()
         for start, end in folios:
             if budget > 0:

@@ -16,6 +16,11 @@ from replicator.source.clock import WallClock
 from replicator.source.debts import Debts
 from replicator.source.flight import SETTLED_AFTER, Flush, Part
 
+CROWD = 64
+"""Flushes that are out, beyond which ..."""
+SHORT = 256 << 10
+"""... the first slice of another one has so many bytes at most: all of them are in memory together."""
+
 
 class Reads:
     """Of one outbox: a container of the inodes whose flushes were begun and are not composed to their end."""
@@ -118,6 +123,9 @@ class Reads:
         known = sizes.get(id) if owed.whole or owed.check else sizes.known(id)
         taken = self._clock()
         flush = Flush(owed, known, taken=taken, even=self._clock.even, begun=now, fence=table.fence)
+        flush.regular = self._debts.index.is_regular(id)
+        if len(self._flushes) >= CROWD:
+            flush.most = SHORT
         self._flushes[id] = flush
         return flush
 

@@ -236,12 +236,15 @@ class SourceRoot:
                     raise
         raise Stale(id)
 
-    def open_to_read(self, id: FileId) -> int:
+    def open_to_read(self, id: FileId, *, regular: bool = False) -> int:
         """A readable descriptor of a regular file or directory; of anything else, which is never opened, O_PATH.
 
+        `regular`: that it is a regular file was seen before, and is so for as long as there is an inode of this id.
         Does not change the access time and does not wait for a lease's holder (BlockingIOError). Stale if there is
         none.
         """
+        if regular:
+            return self.open_by_id(id, _READ)
         fd = self.open_by_id(id)
         try:
             mode = os.fstat(fd).st_mode

@@ -151,6 +151,11 @@ class TreeIndex:
         node = self._node(inode)
         return node is not None and node.kind is Kind.DIRECTORY
 
+    def is_regular(self, inode: FileId) -> bool:
+        """Whether the id is a member and a regular file."""
+        node = self._node(inode)
+        return node is not None and node.kind is Kind.FILE
+
     def kind(self, inode: FileId) -> Kind:
         """The kind the id was bound with. KeyError if it is not a member."""
         node = self._node(inode)

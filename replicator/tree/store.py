@@ -326,6 +326,8 @@ class _Change:
         self.holders: dict[Slot, FileId | None] = {}
         self._loose: dict[bytes, int] = {}
         """Who has lost a name: key and kind."""
+        self._sure: set[bytes] = set()
+        """Who has a name for certain."""
         self._stamps: dict[FileId, Stamp | None] = {}
         self._named: dict[FileId, None] = {}
         self._buried: dict[FileId, None] = {}
@@ -359,6 +361,7 @@ class _Change:
         if kind is Kind.DIRECTORY:  # it has one name
             self._delete("id", key)
         execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", (parent, slot.name, key, number))
+        self._sure.add(key)
         if key in self.nameless:
             execute("DELETE FROM nameless WHERE id = ?", (key,))
             self.nameless.discard(key)
@@ -376,13 +379,17 @@ class _Change:
 
     def _lose(self, key: bytes, kind: int) -> None:
         self._loose[key] = kind
+        self._sure.discard(key)
         self.displaced[key] = None
 
     def _known(self, key: bytes) -> bool:
         """Whether it has a name, or had one and is not dead."""
-        if key in self.nameless or key in self._loose:
+        if key in self.nameless or key in self._loose or key in self._sure:
             return True
-        return self._db.execute("SELECT 1 FROM names WHERE id = ?", (key,)).fetchone() is not None
+        if self._db.execute("SELECT 1 FROM names WHERE id = ?", (key,)).fetchone() is None:
+            return False
+        self._sure.add(key)
+        return True
 
     def _dead(self, id: FileId) -> None:
         execute, key = self._db.execute, key_of(id)
@@ -405,6 +412,7 @@ class _Change:
         rows = self._db.execute(f"SELECT parent, name, id, kind {where}", (key,)).fetchall()
         if rows:
             self._db.execute(f"DELETE {where}", (key,))
+            self._sure.difference_update(id for _, _, id, _ in rows)
         self.holders.update((Slot(id_of(parent), name), None) for parent, name, _, _ in rows)
         return [(id, kind) for _, _, id, kind in rows]
 

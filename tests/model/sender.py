@@ -98,7 +98,7 @@ class SourceCalls:
 
     # ---- the source root
 
-    def open_to_read(self, id: FileId) -> int:
+    def open_to_read(self, id: FileId, *, regular: bool = False) -> int:
         self.meanwhile()
         node = self.world.node(id)
         if node is None:
