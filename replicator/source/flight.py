@@ -34,6 +34,8 @@ class Flush:
     """The same moment by CLOCK_MONOTONIC, ns."""
     fence: int = 0
     """The kernel side's epoch when it was taken; 0 while that tells every write."""
+    most: int = 1 << 62
+    """Bytes of the next slice at most."""
 
 
 @dataclass(slots=True)
@@ -50,6 +52,11 @@ class Part:
     sent: list[tuple[int, int]] = field(default_factory=list)
     """Ranges [start, end) that it carries, as bytes or holes, as they were then."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that it carries."""
+        return sum(len(data) for _, data in self.data)
+
 
 @dataclass(slots=True)
 class Epoch:
@@ -63,6 +70,8 @@ class Epoch:
     asked: set[FileId] = field(default_factory=set)
     """Files whose content it asks about."""
     bytes: int = 0
+    bulk: int = 0
+    """Of these, those of big changes."""
     applied: bool = False
     told: Told = field(default_factory=Told)
     """What it says, for the index."""

@@ -21,6 +21,7 @@ from replicator.source.pages import PAGE, PageHashes
 from replicator.tree.handles import SourceRoot, Stale
 
 SLICE = 4 << 20
+"""Bytes that are read at once, at most: so much is in memory for each thread that reads."""
 HOLES_FROM = 1 << 16
 """A range of at least this many bytes is looked through for holes."""
 BEYOND_TRIES = 3
@@ -138,7 +139,7 @@ class Reader:
             size = min(size, flush.size)
         if owed.whole or owed.lowest is not None:
             outcome.sent.append((0 if owed.whole else owed.lowest or 0, END_OF_FILE))
-        budget = SLICE
+        budget = min(SLICE, flush.most)
         changed = RangeSet()
         for start, end in folios:
             if budget > 0:
