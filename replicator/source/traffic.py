@@ -22,7 +22,7 @@ EPOCH_BYTES = 8 << 20
 """Bytes of one epoch, about: the fewer epochs, the less work for each byte."""
 SMALL = 1 << 16
 """Bytes: a part of more than that is bulk. Below it the bytes cost less than the epoch around them."""
-SLICE = 1 << 19
+SLICE = 1 << 20
 """Bytes of bulk that are read and sent together while there are small changes: 1 to 2 ms of the replica's time."""
 LEAST = 2 * SLICE
 """Bytes, the least window: the replica has one slice to write while the other is on its way."""
