@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -34,8 +35,6 @@ from replicator.uplink import Uplink
 
 log = logging.getLogger(__name__)
 
-UNAPPLIED = 4
-"""Epochs sent and not yet visible on the replica: while there are so many, what changes is gathered into the next."""
 SECOND = 1_000_000_000
 FEW = 16
 """Up to so many values are taken one by one: numpy's calls cost more than that."""
@@ -110,12 +109,15 @@ class Dialogue:
         if connection is None or connection is not self._session:
             return False
         session = connection.session
-        if session.window_left() <= 0 or session.in_flight[0] >= UNAPPLIED:
+        now, traffic, epochs = time.monotonic_ns(), self._outbox.traffic, self._outbox.epochs
+        bulk = traffic.room(now)
+        if session.window_left() <= 0 or not (bulk or traffic.open):
             return False
-        epoch = self._outbox.epochs.compose()
+        epoch = epochs.compose(bulk, small=traffic.open, apart=traffic.shared(now))
         if epoch is None:
             return False
         facts, payload = epoch
+        traffic.sent(facts.epoch, epochs.inflight[-1].bulk, now)
         self._ledger.reserve(facts.epoch)
         self._metrics.data_bytes.add(sum(len(data) for _, _, data in payload))
         self._uplink.say_epoch(facts, payload)
@@ -132,6 +134,7 @@ class Dialogue:
     def _applied(self, message: m.Applied, now: int) -> bool:
         """False if it is nonsense: then there is no session any more."""
         answer = message.answer
+        self._outbox.traffic.applied(answer.epoch, now, self._uplink.round_trip())
         self._metrics.needs.add(len(answer.needs))
         self._journal.marks((Whole(id) for id in answer.needs), now)
         self._journal.marks((Doubt(id) for id in answer.doubts), now)

@@ -255,7 +255,8 @@ class Sender:
         now = time.monotonic_ns()
         self.intake.take_records()
         self._read(now)
-        self.dialogue.send()
+        while self.dialogue.send():
+            pass
         self.uplink.retune()
 
     def _answer(self, patience: float) -> list[object]:

@@ -74,6 +74,11 @@ class Uplink:
         transport = self._open.transport
         return self._bytes[0] + transport.bytes_out, self._bytes[1] + transport.bytes_in
 
+    def round_trip(self) -> int:
+        """The shortest that the kernel has seen lately, in ns; 0 without a connection."""
+        info = self._open.transport.tcp_info() if self._open is not None else None
+        return int(info.least_rtt_seconds * 1e9) if info is not None else 0
+
     def due(self) -> float:
         """Seconds until `turn` has something to do by itself."""
         return max(0.0, (self._next_try if self._open is None else self._beat) - time.monotonic())

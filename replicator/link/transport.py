@@ -51,6 +51,8 @@ class TcpInfo:
     """What the kernel knows of the connection (TCP_INFO)."""
 
     rtt_seconds: float
+    least_rtt_seconds: float
+    """Of the last minutes: the path without queues."""
     retransmits: int
     """Segments sent again since the connection began."""
     unacked_segments: int
@@ -155,11 +157,11 @@ class Transport:
             data = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         except OSError:
             return None
-        if len(data) < 148:
+        if len(data) < 152:
             return None
         word = struct.unpack_from("=24I", data, 8)
-        unsent = struct.unpack_from("=I", data, 144)[0]
-        return TcpInfo(word[15] / 1e6, word[23], word[4], unsent, word[12] / 1e3, data[2])
+        unsent, least = struct.unpack_from("=2I", data, 144)
+        return TcpInfo(word[15] / 1e6, least / 1e6, word[23], word[4], unsent, word[12] / 1e3, data[2])
 
     def close(self) -> None:
         """Give everything back. What is still queued is lost, what the kernel has taken is delivered if it can be."""

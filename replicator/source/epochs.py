@@ -14,10 +14,10 @@ from replicator.source.debts import Debts
 from replicator.source.flight import Epoch, Part
 from replicator.source.held import HeldDeletions
 from replicator.source.reads import Reads
+from replicator.source.traffic import EPOCH_BYTES, is_bulk
 from replicator.tree.resolver import Due
 from replicator.tree.stamps import Stamp
 
-EPOCH_BYTES = 8 << 20
 EPOCH_INODES = 2000
 EPOCH_SLOTS = 20_000
 
@@ -37,16 +37,23 @@ class Epochs:
         """The number of the last epoch that was composed."""
         self.inflight: deque[Epoch] = deque()
         """Composed and not durable, by number."""
+        self._passed = False  # whether small parts went before bulk that had room
 
-    def compose(self) -> tuple[Facts, Payload] | None:
-        """The next epoch, or None when nothing is ready. It is in flight from here on."""
+    def compose(
+        self, bulk: int = EPOCH_BYTES, *, small: bool = True, apart: bool = False
+    ) -> tuple[Facts, Payload] | None:
+        """The next epoch, or None when nothing is ready. It is in flight from here on.
+
+        It may carry about so many bytes of `bulk`, and `small` parts, which go first. `apart`: not both in one.
+        """
         epoch = Epoch(self.last + 1)
-        parts = self._reads.parts
+        chosen = self._choose(bulk, small=small, apart=apart)
+        if not small and not chosen:
+            return None
         inodes: list[InodeFact] = []
         payload: Payload = []
         early: list[Part] = []
-        while parts and epoch.bytes < EPOCH_BYTES and len(inodes) < EPOCH_INODES:
-            part = parts.popleft()
+        for part in chosen:
             if not self._debts.index.is_member(part.flush.owed.id):
                 self._reads.gone(part.flush)
                 continue
@@ -55,13 +62,14 @@ class Epochs:
                 self._reads.seek(lacking)
                 continue
             payload += [(len(inodes), offset, data) for offset, data in part.data]
-            epoch.bytes += sum(len(data) for _, data in part.data)
+            epoch.bytes += part.size
+            epoch.bulk += part.size if is_bulk(part) else 0
             inodes.append(part.fact)
             if part.fact.partial:
                 self._reads.go_on(part.flush)
             else:
                 self._complete(part, epoch)
-        parts.extendleft(reversed(early))
+        self._reads.parts.extendleft(reversed(early))
         slots = self._take_slots(epoch)
         dead = self._take_dead(epoch)
         if not (inodes or slots or dead):
@@ -69,6 +77,20 @@ class Epochs:
         self.last += 1
         self.inflight.append(epoch)
         return Facts(epoch.number, tuple(slots), tuple(inodes), tuple(dead)), payload
+
+    def _choose(self, bulk: int, *, small: bool, apart: bool) -> list[Part]:
+        """Take parts out of those that were read, in their order but for bulk, which comes last."""
+        parts = self._reads.parts
+        big = [part for part in parts if is_bulk(part)] if bulk else []
+        few = [part for part in parts if not is_bulk(part)] if small else []
+        if apart and few and big:
+            self._passed = not self._passed  # in turns: whatever comes without an end, the other goes on
+            few, big = (few, []) if self._passed else ([], big)
+        chosen = _within(few, EPOCH_BYTES, EPOCH_INODES)
+        chosen += _within(big, bulk, EPOCH_INODES - len(chosen))
+        taken = {id(part) for part in chosen}
+        self._reads.parts = deque(part for part in parts if id(part) not in taken)
+        return chosen
 
     def buries(self, id: FileId) -> bool:
         """Whether one that is in flight tells the inode's death."""
@@ -142,3 +164,13 @@ class Epochs:
                 epoch.dead[id] = due
         epoch.told.dead = list(epoch.dead)
         return epoch.told.dead
+
+
+def _within(parts: list[Part], most: int, count: int) -> list[Part]:
+    """The first of these: parts until there are `most` bytes, no more than `count`."""
+    total = 0
+    for number, part in enumerate(parts):
+        if total >= most or number >= count:
+            return parts[:number]
+        total += part.size
+    return parts

@@ -39,7 +39,7 @@ class Flush:
     regular: bool = False
     """Whether it is known that the inode is a regular file."""
     most: int = SLICE
-    """Bytes of data in its first slice."""
+    """Bytes of data in its next slice at most."""
 
 
 @dataclass(slots=True)
@@ -56,6 +56,11 @@ class Part:
     sent: list[tuple[int, int]] = field(default_factory=list)
     """Ranges [start, end) that it carries, as bytes or holes, as they were then."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that it carries."""
+        return sum(len(data) for _, data in self.data)
+
 
 @dataclass(slots=True)
 class Epoch:
@@ -69,6 +74,8 @@ class Epoch:
     asked: set[FileId] = field(default_factory=set)
     """Files whose content it asks about."""
     bytes: int = 0
+    bulk: int = 0
+    """Of these, those of big changes."""
     applied: bool = False
     told: Told = field(default_factory=Told)
     """What it says, for the index."""

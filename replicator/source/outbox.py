@@ -7,6 +7,7 @@ Takes what the resolver found and the receiver's answers; composed of parts that
     unlisted   directories whose names are to be compared
     reads      what is being read for an epoch
     epochs     the next one, and those in flight
+    traffic    how much bulk goes before small changes
     verdicts   what comes of comparisons of content
     deletions  what --max-delete holds back
     news       what is durable, for the index
@@ -32,6 +33,7 @@ from replicator.source.held import HeldDeletions
 from replicator.source.news import News
 from replicator.source.reads import Reads
 from replicator.source.suspicion import Suspicion
+from replicator.source.traffic import Traffic
 from replicator.source.unlisted import Unlisted
 from replicator.source.verdicts import Verdicts
 from replicator.tree.exclude import Exclude
@@ -64,7 +66,8 @@ class Outbox:
         self.generations, self.doubts, self.pace = debts.generations, debts.doubts, debts.pace
         self.unlisted = Unlisted(debts)
         self.deletions = HeldDeletions(max_delete, debts.index, debts.naming, debts.generations)
-        self.reads = Reads(debts, clock, steady)
+        self.traffic = Traffic()
+        self.reads = Reads(debts, self.traffic, clock, steady)
         self.epochs = Epochs(debts, self.reads, self.deletions, last_epoch)
         self.news = News(debts, self.reads, self.epochs)
         self.suspicion = Suspicion(debts, self.unlisted, self.reads, self.news)
@@ -234,6 +237,7 @@ class Outbox:
         for epoch in self.epochs.inflight:
             self._owe_again(epoch)
         self.epochs.inflight.clear()
+        self.traffic.lost()
         self.reads.abandon_all()
         for owed in self.doubts.clear():
             self.debts.fold(owed)

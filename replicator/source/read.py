@@ -137,7 +137,7 @@ class Reader:
             size = min(size, flush.size)
         if owed.whole or owed.lowest is not None:
             outcome.sent.append((0 if owed.whole else owed.lowest or 0, END_OF_FILE))
-        budget = flush.most if flush.left is None else SLICE
+        budget = min(SLICE, flush.most)
         changed = RangeSet()
         for start, end in folios:
             if budget > 0:

@@ -15,6 +15,7 @@ from replicator.model import FileId
 from replicator.source.clock import WallClock
 from replicator.source.debts import Debts
 from replicator.source.flight import SETTLED_AFTER, Flush, Part
+from replicator.source.traffic import Traffic
 
 CROWD = 64
 """Flushes that are out, beyond which ..."""
@@ -25,9 +26,10 @@ SHORT = 256 << 10
 class Reads:
     """Of one outbox: a container of the inodes whose flushes were begun and are not composed to their end."""
 
-    def __init__(self, debts: Debts, clock: Callable[[], int], steady: Callable[[], int]) -> None:
+    def __init__(self, debts: Debts, traffic: Traffic, clock: Callable[[], int], steady: Callable[[], int]) -> None:
         """`clock`: ns since the epoch, as the kernel's for ctime; `steady`: ns of one that is never set."""
         self._debts = debts
+        self._traffic = traffic
         self._clock = WallClock(clock, steady, SETTLED_AFTER)
         self.calming = False
         """Whether `begin` passed over something that will be ready in a moment."""
@@ -97,6 +99,11 @@ class Reads:
                 continue
             chosen.append(self._begin(id, now))
         chosen += [self._begin(id, now) for id in late[: max(0, room)]]
+        most = self._traffic.slice(now)
+        for flush in chosen:
+            flush.most = min(flush.most, most)
+        for flush in bulky:
+            flush.most = most
         return chosen + bulky
 
     def _is_moving(self, owed: Owed, now: int, calm: int) -> bool:
@@ -148,6 +155,7 @@ class Reads:
                 all_read=not part.fact.partial,
                 fence=flush.fence,
             )
+            self._traffic.read(part, now)
             self.parts.append(part)
 
     def gone(self, flush: Flush) -> None:
