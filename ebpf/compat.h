@@ -7,6 +7,7 @@
  * The arguments are plain words, never macros or nested members, because the loader finds them in the text:
  *
  *	u64 number = FIELD(inode, i_ino, inode);	  the value of a number or pointer member
+ *	void *file = READ(void *, address);		  the same of what BTF does not describe: a table's entry
  *	void *folio_data = ADDRESS(xfs_inode, i_vnode, ip); the address of a member that is itself a struct
  *	#if HAS_FIELD(iomap_iter, iter_start_pos)	  a member that some kernels lack
  *

@@ -62,9 +62,9 @@ def aimed(code: bytes, cast: Cast) -> bytes:
     result = bytearray(code)
     at = 0
     while at < len(result):
-        if result[at] == _CALL and result[at + 1] >> 4 == _HELPER:
-            if struct.unpack_from("<i", result, at + 4) == (CALL,):
-                result[at + 1] |= _KERNEL_FUNCTION << 4
-                struct.pack_into("<i", result, at + 4, cast.function)
+        helper = result[at] == _CALL and result[at + 1] >> 4 == _HELPER
+        if helper and struct.unpack_from("<i", result, at + 4) == (CALL,):
+            result[at + 1] |= _KERNEL_FUNCTION << 4
+            struct.pack_into("<i", result, at + 4, cast.function)
         at += INSTRUCTION * (2 if result[at] == LOAD_ADDRESS else 1)
     return bytes(result)

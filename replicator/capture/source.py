@@ -70,7 +70,11 @@ def probes_supported() -> bool:
 
 
 def assemble(
-    families: Sequence[str], fstype: str, types: Types, defines: Sequence[str] = (), cast: direct.Cast | None = None
+    families: Sequence[str],
+    fstype: str,
+    types: Types,
+    defines: Sequence[str] = (),
+    cast: direct.Cast | None = None,
 ) -> Assembly:
     """The text for these families. EnvironmentFault if what all of them need is missing.
 
