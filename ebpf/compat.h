@@ -7,6 +7,7 @@
  * The arguments are plain words, never macros or nested members, because the loader finds them in the text:
  *
  *	u64 number = FIELD(inode, i_ino, inode);	  the value of a number or pointer member
+ *	void *file = READ(void *, address);		  the same of what BTF does not describe: a table's entry
  *	void *folio_data = ADDRESS(xfs_inode, i_vnode, ip); the address of a member that is itself a struct
  *	#if HAS_FIELD(iomap_iter, iter_start_pos)	  a member that some kernels lack
  *
@@ -15,12 +16,25 @@
 #ifndef RSYNCFS_COMPAT_H
 #define RSYNCFS_COMPAT_H
 
-#define FIELD(type, member, pointer)                                                                                   \
+/*
+ * A number in the kernel's memory, 0 if there is none. What costs is a call for each, so that where the kernel has
+ * bpf_rdonly_cast() (6.2) it is a load: the verifier puts a move in place of that call, and a fault in such a load
+ * yields 0. RSYNCFS_CAST is the id of a struct that begins with a number of 64 bits; the loader gives the call its
+ * target.
+ */
+#ifdef RSYNCFS_CAST
+static void *(*rsyncfs_cast)(u64 address, u32 type) = (void *)RSYNCFS_CAST_CALL;
+#define READ(type, address) (*(type *)rsyncfs_cast((u64)(address), RSYNCFS_CAST))
+#else
+#define READ(type, address)                                                                                            \
 	({                                                                                                             \
-		RSYNCFS_TYPE_##type##__##member field_value = 0;                                                       \
-		bpf_probe_read_kernel(&field_value, sizeof(field_value), ADDRESS(type, member, pointer));              \
-		field_value;                                                                                           \
+		type read_value = 0;                                                                                   \
+		bpf_probe_read_kernel(&read_value, sizeof(read_value), (void *)(u64)(address));                        \
+		read_value;                                                                                            \
 	})
+#endif
+
+#define FIELD(type, member, pointer) READ(RSYNCFS_TYPE_##type##__##member, ADDRESS(type, member, pointer))
 #define ADDRESS(type, member, pointer) ((void *)((u64)(pointer) + RSYNCFS_OFFSET_##type##__##member))
 /* The struct that holds the member at `pointer`. */
 #define CONTAINER(type, member, pointer) ((void *)((u64)(pointer)-RSYNCFS_OFFSET_##type##__##member))
@@ -102,10 +116,9 @@ static __always_inline void *rsyncfs_folio(void *page)
 /* Bytes of a folio. Large ones (PG_head) keep their order in the second page's flags, since 6.6. */
 static __always_inline u64 rsyncfs_folio_bytes(void *folio)
 {
-	u64 flags = 0;
+	u64 flags = READ(u64, ADDRESS(folio, flags, folio));
 	u32 order = 0;
 
-	bpf_probe_read_kernel(&flags, sizeof(flags), ADDRESS(folio, flags, folio));
 	if (flags & (1UL << ENUMERATOR(PG_head))) {
 #if HAS_FIELD(folio, _folio_order)
 		order = FIELD(folio, _folio_order, folio);

@@ -89,12 +89,10 @@ static __always_inline void *rsyncfs_file(s32 fd)
 {
 	void *files = FIELD(task_struct, files, (void *)bpf_get_current_task());
 	void *table = FIELD(files_struct, fdt, files);
-	void *file = 0;
 
 	if (fd < 0 || (u32)fd >= FIELD(fdtable, max_fds, table))
 		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), (void *)((u64)FIELD(fdtable, fd, table) + 8 * (u64)(u32)fd));
-	return file;
+	return READ(void *, (u64)FIELD(fdtable, fd, table) + 8 * (u64)(u32)fd);
 }
 
 #else

@@ -21,7 +21,7 @@ static __always_inline u64 tmpfs_step(u64 entry, u64 address, bool *leaf)
 	u64 pivots[TMPFS_RANGE_SLOTS - 1] = {};
 	void *node = (void *)(entry & ~0xffUL);
 	u32 type = entry >> 3 & 15;
-	u64 slot = 0, slots, index = 0;
+	u64 slots, index = 0;
 	bool further = true;
 	u32 i;
 
@@ -41,8 +41,7 @@ static __always_inline u64 tmpfs_step(u64 entry, u64 address, bool *leaf)
 		further = further && pivots[i] < address && (!i || pivots[i]);
 		index += further;
 	}
-	bpf_probe_read_kernel(&slot, sizeof(slot), (void *)(slots + 8 * index));
-	return slot;
+	return READ(u64, slots + 8 * index);
 }
 
 /* The mapping at `address` of the current process, or 0. */

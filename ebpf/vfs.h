@@ -116,10 +116,7 @@ static __always_inline bool rsyncfs_recall(u64 function, struct rsyncfs_call *ca
 /* One of an array of registers: the arguments of processors that number them. */
 static __always_inline u64 rsyncfs_register(void *registers, u32 number)
 {
-	u64 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)((u64)registers + 8 * number));
-	return value;
+	return READ(u64, (u64)registers + 8 * number);
 }
 
 #endif

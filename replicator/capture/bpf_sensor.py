@@ -20,6 +20,7 @@ from replicator.capture.btf import Types
 from replicator.capture.cache import CACHE
 from replicator.capture.commands import Command
 from replicator.capture.compile import compiled, kernel_types
+from replicator.capture.direct import offered
 from replicator.capture.event import Events
 from replicator.capture.keeping import Keeping
 from replicator.capture.kept import Build, Signature, digest
@@ -27,6 +28,7 @@ from replicator.capture.layout import Hook
 from replicator.capture.load import PROBES, TRACEPOINT, TRAMPOLINES, Program
 from replicator.capture.maps import possible_processors
 from replicator.capture.notebook import SPEC
+from replicator.capture.object import Object
 from replicator.capture.preemption import preemptible
 from replicator.capture.probes import Probes, room
 from replicator.capture.readings import Readings
@@ -51,7 +53,8 @@ class BpfSensor(ABC):
 
     `ring_bytes` is the ring's size (a power of two, at least a page), `lost_inodes` how many inodes can be remembered
     by name when it overflows; `tracing`: for `trace`, see `select_sensor`; `keeping`: where hooks are to outlive the
-    process; `types`: the kernel's, with those of the filesystem's module, if the caller has them.
+    process; `types`: the kernel's, with those of the filesystem's module, if the caller has them; `direct`: programs
+    read the kernel's memory by loads where they can (direct.py).
     """
 
     tells_names = False
@@ -67,6 +70,7 @@ class BpfSensor(ABC):
         tracing: bool = False,
         keeping: Keeping | None = None,
         types: Types | None = None,
+        direct: bool = True,
     ) -> None:
         if ring_bytes < os.sysconf("SC_PAGE_SIZE") or ring_bytes & (ring_bytes - 1):
             raise ValueError("the ring's size must be a power of two and at least a page")
@@ -77,6 +81,7 @@ class BpfSensor(ABC):
         self._tracing = tracing
         self._keeping = keeping
         self._types = types
+        self._direct = direct
         self._build: Build | None = None
         self._program: Program | None = None
         self._readings: Readings | None = None
@@ -141,7 +146,8 @@ class BpfSensor(ABC):
         self._counters = bpf.Counters(types)
         if self._tracing:
             defines = (*defines, "RSYNCFS_TRACE")
-        assembly = assemble(families, source.fstype, types, defines)
+        cast = offered(types) if self._direct else None
+        assembly = assemble(families, source.fstype, types, defines, cast)
         made = compiled(assembly.text, self._cache)
         processors = possible_processors()
         sizes = {
@@ -162,6 +168,9 @@ class BpfSensor(ABC):
             programs = digest(assembly.text, made, decided)
             self._build = self._keeping.build(source, type(self).__name__, programs)
 
+        def plain() -> Object:
+            return compiled(assemble(families, source.fstype, types, defines).text, self._cache)
+
         def program(adopt: tuple[Pins, Signature] | None = None) -> Program:
             return Program(
                 assembly,
@@ -173,6 +182,8 @@ class BpfSensor(ABC):
                 probes=probes,
                 attach=attach,
                 more_maps=(SPEC,),
+                cast=cast,
+                plain=plain if cast is not None else None,
                 adopt=adopt,
             )
 

@@ -155,6 +155,9 @@ class Types(Protocol):
     def has_typedef(self, name: str) -> bool:
         """See Btf."""
 
+    def struct(self, name: str) -> int | None:
+        """See Btf."""
+
     def tracepoint(self, name: str) -> tuple[str, ...] | None:
         """See Btf."""
 
@@ -208,6 +211,11 @@ class Btf:
     def has_typedef(self, name: str) -> bool:
         """Whether there is a typedef of this name."""
         return self._handle(_TYPEDEF, name) is not None
+
+    def struct(self, name: str) -> int | None:
+        """The id of the first struct of this name, if vmlinux has it."""
+        where = self._handle(_STRUCT, name)
+        return None if where is None or where >> 32 else where
 
     def tracepoint(self, name: str) -> tuple[str, ...] | None:
         """The types of a raw tracepoint's arguments, as C spells them, without qualifiers. None if there is none."""

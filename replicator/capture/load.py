@@ -11,12 +11,13 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from replicator.capture import bpf
 from replicator.capture.btf import Function, Types
+from replicator.capture.direct import Cast, aimed
 from replicator.capture.kept import Build, KeptProgram, Signature
 from replicator.capture.layout import FunctionHook, Hook
 from replicator.capture.maps import Map
@@ -62,6 +63,8 @@ class Program:
         probes: Probes | None = None,
         attach: bool = True,
         more_maps: Sequence[MapSpec] = (),
+        cast: Cast | None = None,
+        plain: Callable[[], Object] | None = None,
         adopt: tuple[Pins, Signature] | None = None,
     ) -> None:
         """Load and attach what the kernel takes; what it refuses is in `excluded`. Without `attach`, only load.
@@ -70,13 +73,16 @@ class Program:
         those are wanted, else, or where one is refused, by `probes` if there are some. What may be skipped gets so many
         `spares` (source.py), or as many as there are. EnvironmentFault if the maps cannot be made.
 
+        `cast`: what `made` was assembled with; then `plain` makes the same without, for a program that the kernel's
+        verifier does not take so.
+
         `types` are not kept: they are megabytes. With `adopt`, nothing is loaded: what has this signature is taken
         over. OSError if a part of it is missing.
         """
         self.loaded: list[Loaded] = []
         self.excluded: list[Excluded] = list(assembly.excluded)
         self._hooks = assembly.hooks
-        self._made = made
+        self._made, self._cast, self._plain = made, cast, plain
         self._trampolines, self._probes, self._attach = trampolines, probes, attach
         self._spares = spares
         self._links: dict[str, int] = {}
@@ -203,8 +209,21 @@ class Program:
                     "the limit on locked memory"
                 ) from fault
 
-    def _code(self, name: str) -> bytes:
-        return relocate(self._made.programs[name], [self._maps[spec.name].descriptor for spec in self._made.maps])
+    def _load(self, kind: int, name: str, shown: str, *, attach: int = 0, function: int = 0, module: int = 0) -> int:
+        """A program's descriptor. See bpf.load_program."""
+
+        def load(made: Object, cast: Cast | None) -> int:
+            code = relocate(made.programs[name], [self._maps[spec.name].descriptor for spec in made.maps])
+            code = code if cast is None else aimed(code, cast)
+            return bpf.load_program(kind, code, shown, attach=attach, function=function, module=module)
+
+        try:
+            return load(self._made, self._cast)
+        except bpf.Refused as refused:
+            if self._plain is None or not refused.log:
+                raise
+            _log.debug("%s: refused with direct loads: %s", name, refused.log)
+        return load(self._plain(), None)
 
     @contextlib.contextmanager
     def _excluding(self, hook: AnyHook) -> Iterator[None]:
@@ -220,10 +239,9 @@ class Program:
                 self._attach_tracepoint(hook, spare)
 
     def _attach_tracepoint(self, hook: Hook, spare: int) -> None:
-        program = bpf.load_program(
-            bpf.PROGRAM_RAW_TRACEPOINT, self._code(program_name(hook, spare)), f"rsyncfs_{hook.tracepoint}"
-        )
-        self._link(Loaded(hook, TRACEPOINT, program, spare, program_name(hook, spare)), hook.tracepoint)
+        name = program_name(hook, spare)
+        program = self._load(bpf.PROGRAM_RAW_TRACEPOINT, name, f"rsyncfs_{hook.tracepoint}")
+        self._link(Loaded(hook, TRACEPOINT, program, spare, name), hook.tracepoint)
 
     def _spares_of(self, hook: AnyHook, types: Types) -> int:
         return min(self._spares, most_spares(hook, types))
@@ -258,22 +276,23 @@ class Program:
             self._attach_probes(hook, self._probes)
 
     def _attach_trampoline(self, hook: FunctionHook, function: Function, spare: int) -> None:
-        program = bpf.load_program(
+        name = program_name(hook, spare)
+        program = self._load(
             bpf.PROGRAM_TRACING,
-            self._code(program_name(hook, spare)),
+            name,
             f"rsyncfs_{hook.function}",
             attach=bpf.FENTRY if hook.entry else bpf.FEXIT,
             function=function.id,
             module=self._module(function.module),
         )
-        self._link(Loaded(hook, TRAMPOLINES[hook.entry], program, spare, program_name(hook, spare)))
+        self._link(Loaded(hook, TRAMPOLINES[hook.entry], program, spare, name))
 
     def _attach_probes(self, hook: FunctionHook, probes: Probes) -> None:
         """The return first: an entry that is seen must have its return seen."""
         entry, after = probe_programs(hook)
         for name, returns in ((after, True), (entry, False)):
             if name:
-                program = bpf.load_program(bpf.PROGRAM_KPROBE, self._code(name), f"rsyncfs_{hook.function}")
+                program = self._load(bpf.PROGRAM_KPROBE, name, f"rsyncfs_{hook.function}")
                 try:
                     link = probes.attach(Probe(hook.function, returns), program) if self._attach else None
                 except OSError:

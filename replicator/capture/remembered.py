@@ -52,6 +52,11 @@ class RememberedTypes:
         """See Btf."""
         return bool(self._answer(f"typedef {name}", lambda types: types.has_typedef(name)))
 
+    def struct(self, name: str) -> int | None:
+        """See Btf."""
+        found: int | None = self._answer(f"struct {name}", lambda types: types.struct(name))
+        return found
+
     def tracepoint(self, name: str) -> tuple[str, ...] | None:
         """See Btf."""
         found = self._answer(f"tracepoint {name}", lambda types: types.tracepoint(name))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from replicator.capture import layout
+from replicator.capture import direct, layout
 from replicator.capture.btf import Types
 from replicator.capture.preemption import tracepoints_preemptible
 from replicator.errors import EnvironmentFault
@@ -69,8 +69,17 @@ def probes_supported() -> bool:
     return os.uname().machine in {*_REGISTERS, *_REGISTER_ARRAY}
 
 
-def assemble(families: Sequence[str], fstype: str, types: Types, defines: Sequence[str] = ()) -> Assembly:
-    """The text for these families. EnvironmentFault if what all of them need is missing."""
+def assemble(
+    families: Sequence[str],
+    fstype: str,
+    types: Types,
+    defines: Sequence[str] = (),
+    cast: direct.Cast | None = None,
+) -> Assembly:
+    """The text for these families. EnvironmentFault if what all of them need is missing.
+
+    With `cast`, programs read by loads (direct.py).
+    """
     directory = ebpf_directory()
     headers = {name: (directory / name).read_text() for name in HEADERS}
     excluded: list[Excluded] = []
@@ -96,6 +105,8 @@ def assemble(families: Sequence[str], fstype: str, types: Types, defines: Sequen
             f"this kernel's types lack {', '.join(lacking)}, which every eBPF program reads: use a newer rsyncfs"
         )
     parts = [f"#define {name} 1\n" for name in defines]
+    if cast is not None:
+        parts.append(f"#define RSYNCFS_CAST {cast.type}\n#define RSYNCFS_CAST_CALL {direct.CALL}\n")
     parts.append(layout.constants([*headers.values(), *chosen.values(), _PROBE_MEMBERS], types))
     parts += [f"#define RETURNS_POINTER_{hook.function} {int(_returns_pointer(hook, types))}\n" for hook in functions]
     parts += [f'#line 1 "{name}"\n{text}' for name, text in (headers | chosen).items()]

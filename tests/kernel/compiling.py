@@ -13,6 +13,7 @@ from pathlib import Path
 from replicator.capture import tracepoint, vfs
 from replicator.capture.btf import Btf
 from replicator.capture.compile import compiled
+from replicator.capture.direct import described
 from replicator.capture.source import assemble
 from tests.kernel.record import FILESYSTEMS
 
@@ -31,7 +32,7 @@ def compile_all(release: str, shared: Path) -> None:
         if fstype == CROWDED:
             wanted.append((vfs.with_tracepoints(functions, fstype, types), ()))
         for families, defines in wanted:
-            compiled(assemble(families, fstype, types, defines).text, shared / "cache", release)
+            compiled(assemble(families, fstype, types, defines, described(types)).text, shared / "cache", release)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import mmap
 import os
 import struct
@@ -18,7 +19,7 @@ import pytest
 from replicator.capture.event import TO_THE_END, EventFlag, EventKind
 from replicator.capture.sensor import Filesystem
 from replicator.capture.tracepoint import TracepointSensor
-from tests.native.traced import BLOCK, Traced, kernel_dev, traced
+from tests.native.traced import BLOCK, FORMS, Traced, kernel_dev, traced
 
 pytestmark = pytest.mark.native
 
@@ -30,9 +31,10 @@ MIB = 1 << 20
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-@pytest.fixture(scope="module", params=["ext4", "xfs"])
+@pytest.fixture(scope="module", params=itertools.product(["ext4", "xfs"], FORMS), ids="-".join)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
-    with traced(request.param, tmp_path_factory.mktemp(request.param) / "fs") as here:
+    fstype, form = request.param
+    with traced(fstype, tmp_path_factory.mktemp(fstype) / "fs", made=FORMS[form]) as here:
         yield here
 
 

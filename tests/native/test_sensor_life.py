@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from replicator.capture import bpf_sensor, direct
+from replicator.capture.btf import Types
+from replicator.capture.compile import kernel_types
 from replicator.capture.event import EventKind
 from replicator.capture.probe import examine, limits
 from replicator.capture.remembered import RememberedTypes
@@ -378,3 +381,19 @@ def test_records_of_a_killed_writer_are_all_there(tmp_path: Path) -> None:
             child.wait()
         records = place.records(fd)
         assert records.covers(0, os.fstat(fd).st_size), records
+
+
+def test_programs_that_the_verifier_refuses_with_loads_are_loaded_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(types: Types) -> direct.Cast | None:
+        cast = direct.described(types)
+        return None if cast is None else cast._replace(type=1)  # a number, no struct
+
+    if direct.offered(kernel_types()) is None:
+        pytest.skip("this kernel has no bpf_rdonly_cast")
+    monkeypatch.setattr(bpf_sensor, "offered", mistaken)
+    with traced("ext4", tmp_path / "fs") as place, place.file(b"x" * 4096) as fd:
+        assert all(hook.covered for hook in place.sensor.coverage())
+        os.pwrite(fd, b"y", 7)
+        assert place.records(fd).covers(7, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from replicator.capture.epochs import LOW
 from replicator.capture.event import TO_THE_END, EventFlag, EventKind
-from tests.native.traced import BLOCK, Records, Traced, traced
+from tests.native.traced import BLOCK, FORMS, Records, Traced, traced
 from tests.support.helpers import Mapper, call
 
 pytestmark = pytest.mark.native
@@ -36,9 +37,10 @@ def one_processor() -> Iterator[int]:
     os.sched_setaffinity(0, before)
 
 
-@pytest.fixture(scope="module", params=FILESYSTEMS)
+@pytest.fixture(scope="module", params=itertools.product(FILESYSTEMS, FORMS), ids="-".join)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
-    with traced(request.param, tmp_path_factory.mktemp(request.param) / "fs") as here:
+    fstype, form = request.param
+    with traced(fstype, tmp_path_factory.mktemp(fstype) / "fs", made=FORMS[form]) as here:
         here.sensor.fence()
         yield here
 

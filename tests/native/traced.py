@@ -11,6 +11,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,12 @@ from tests.support.filesystems import filesystem
 
 BLOCK = 4096
 _GETVERSION = 0x80087601
+
+FORMS: dict[str, Callable[[int, int], BpfSensor]] = {
+    "direct": TracepointSensor,
+    "plain": partial(TracepointSensor, direct=False),
+}
+"""How programs read the kernel's memory: by loads, or by a helper as on older kernels."""
 
 BYTES = frozenset({EventKind.WRITE, EventKind.FOLIO, EventKind.TAIL, EventKind.WHOLE})
 """The kinds that say that content may have changed."""
