@@ -226,9 +226,7 @@ class Mirror:
             return None
         self._sealed = True
         self._lost.update((id, f"sync: {error.strerror}") for id, error in job.lost.items())
-        known = self._inventory.record
-        self._lost.update((id, f"time: {error.strerror}") for id, error in job.late.items() if known(id) is not None)
-        self._set_times_again()
+        self._set_other_times(job)
         for id in self._lost:
             self._inventory.doubt(id)
         self._executor.rest()
@@ -392,11 +390,14 @@ class Mirror:
     def _set_root(self, source_root: FileId) -> None:
         self._inventory.set_root(source_root, self._ground.root_handle())
 
-    def _set_times_again(self) -> None:
-        """Of what was written since. Those bytes are not synced: the time that is to be theirs must not stand over
-        them, but an older one may, and who writes without a pause would never see any time set."""
+    def _set_other_times(self, job: SyncJob) -> None:
+        """Of what could not be opened by handle (that takes a privilege), and of what was written since. The bytes of
+        that are not synced: the time that is to be theirs must not stand over them, but an older one may, and who
+        writes without a pause would never see any time set."""
         for id, mtime_ns, later in self._inventory.times():
-            if later is None or id in self._lost or self._inventory.record(id) is None:
+            if later is None and id not in job.late:
+                continue
+            if id in self._lost or self._inventory.record(id) is None:
                 continue
             try:
                 self._set_time(id, mtime_ns, sync=later == mtime_ns)
