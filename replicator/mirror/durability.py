@@ -65,7 +65,7 @@ class SyncJob:
         self.late: dict[FileId, OSError] = {}
         """Those whose times could not be set."""
         self._written = written
-        self._times = times
+        self.times = times
         self._fd = os.dup(root_fd)
         self._intents = os.dup(intents_fd)
 
@@ -78,7 +78,7 @@ class SyncJob:
                 syscalls.syncfs(self._fd)
             except OSError as error:
                 self._find_lost(error)
-            for id, handle, mtime_ns in self._times:
+            for id, handle, mtime_ns in self.times:
                 if id not in self.lost:
                     self._set_time(id, handle, mtime_ns)
         except OSError as error:

@@ -391,13 +391,14 @@ class Mirror:
         self._inventory.set_root(source_root, self._ground.root_handle())
 
     def _set_other_times(self, job: SyncJob) -> None:
-        """Of what could not be opened by handle (that takes a privilege), and of what was written since. The bytes of
-        that are not synced: the time that is to be theirs must not stand over them, but an older one may, and who
-        writes without a pause would never see any time set."""
+        """Of what could not be opened by handle (that takes a privilege), is another inode by now, or was written
+        since. The bytes of that are not synced: the time that is to be theirs must not stand over them, but an older one
+        may, and who writes without a pause would never see any time set."""
+        done = {id: handle for id, handle, _ in job.times if id not in job.late}
         for id, mtime_ns, later in self._inventory.times():
-            if later is None and id not in job.late:
-                continue
             if id in self._lost or self._inventory.record(id) is None:
+                continue
+            if later is None and done.get(id) == self._inventory.handle(id):
                 continue
             try:
                 self._set_time(id, mtime_ns, sync=later == mtime_ns)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from replicator import syscalls
-from replicator.model import FileId, Kind, Slot
+from replicator.model import FileId, Kind
 from tests.native.mirror_world import ROOT
 from tests.native.test_mirror import Pair, pair, volume
 
