@@ -392,8 +392,8 @@ class Mirror:
 
     def _set_other_times(self, job: SyncJob) -> None:
         """Of what could not be opened by handle (that takes a privilege), is another inode by now, or was written
-        since. The bytes of that are not synced: the time that is to be theirs must not stand over them, but an older one
-        may, and who writes without a pause would never see any time set."""
+        since. The bytes of that are not synced: the time that is to be theirs must not stand over them, but an older
+        one may, and who writes without a pause would never see any time set."""
         done = {id: handle for id, handle, _ in job.times if id not in job.late}
         for id, mtime_ns, later in self._inventory.times():
             if id in self._lost or self._inventory.record(id) is None:
