@@ -61,9 +61,9 @@ class Executor:
     def run(self, facts: Facts, pieces: dict[int, list[Piece]], plan: Plan) -> Answer:
         """Take all steps. `pieces` are the bytes of facts.inodes[index], checked to be what the fact announces."""
         run = _Run(facts, pieces, plan)
-        wanted = {fact.slot.name for fact in facts.slots if fact.slot.parent == self._inventory.root}
+        run.wanted = {fact.slot.name for fact in facts.slots if fact.slot.parent == self._inventory.root}
         brood = self._brood.of(facts, plan.steps)
-        self._prepare_limbo(run, wanted, brood)
+        self._prepare_limbo(run, brood)
         made = 0
         for step in plan.steps:
             if not isinstance(step, Create):
@@ -112,7 +112,7 @@ class Executor:
             if not left:
                 continue
             try:
-                self._limbo.ensure()
+                self._limbo.ensure(run.wanted)
             except OSError as error:
                 run.limbo_error = error
             for _, create in left:
@@ -143,13 +143,13 @@ class Executor:
             return
         self._astray(AstrayError(id, slot), plan_needs, looks)
 
-    def _prepare_limbo(self, run: _Run, wanted: set[bytes], brood: Container[FileId]) -> None:
+    def _prepare_limbo(self, run: _Run, brood: Container[FileId]) -> None:
         used = any(
             place.parent == LIMBO for step in run.plan.steps for place in places_of(step) if step.id not in brood
         )
-        if used or (self._limbo.name in wanted and self._ground.limbo_fd is not None):
+        if used or (self._limbo.name in run.wanted and self._ground.limbo_fd is not None):
             try:
-                self._limbo.ensure(wanted)
+                self._limbo.ensure(run.wanted)
             except OSError as error:
                 run.limbo_error = error
 
@@ -374,6 +374,8 @@ class _Run:
         self.plan = plan
         self.refusals: dict[FileId, Refusal] = {}
         self.written: set[FileId] = set()
+        self.wanted: set[bytes] = set()
+        """Names in the root that facts are about."""
         self.limbo_error: OSError | None = None
         self.unwritten: OSError | None = None
         """Why bytes of what is to take others' names may not be on the disk."""

@@ -63,7 +63,8 @@ def test_owner_mode_and_attributes_are_those_of_the_source(pair: Pair) -> None:
     pair.check()
 
 
-def test_where_no_file_can_be_made_without_a_name(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own", [b"other", b".rsyncfs-limbo"])
+def test_where_no_file_can_be_made_without_a_name(pair: Pair, monkeypatch: pytest.MonkeyPatch, own: bytes) -> None:
     real = os.open
 
     def refuse(path: Any, flags: int, *rest: Any, **options: Any) -> int:
@@ -72,6 +73,7 @@ def test_where_no_file_can_be_made_without_a_name(pair: Pair, monkeypatch: pytes
         return real(path, flags, *rest, **options)
 
     grow(pair)
+    pair.world.make(ROOT, own, content=b"the user's")
     monkeypatch.setattr(os, "open", refuse)
     assert not pair.world.tell_all(pair.mirror).refusals
     monkeypatch.setattr(os, "open", real)
