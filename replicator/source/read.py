@@ -137,7 +137,7 @@ class Reader:
             size = min(size, flush.size)
         if owed.whole or owed.lowest is not None:
             outcome.sent.append((0 if owed.whole else owed.lowest or 0, END_OF_FILE))
-        budget = min(SLICE, flush.most)
+        budget = SLICE  # however few bytes are wanted: of what is sent as it is, nothing is remembered
         changed = RangeSet()
         for start, end in folios:
             if budget > 0:
@@ -145,6 +145,7 @@ class Reader:
             else:
                 changed.add(start, end)  # too much at once: sent as it is
         ranges.update(changed)
+        budget = min(budget, flush.most)
         left = RangeSet()
         for start, end in ranges:
             at = start
