@@ -134,7 +134,8 @@ class Dialogue:
     def _applied(self, message: m.Applied, now: int) -> bool:
         """False if it is nonsense: then there is no session any more."""
         answer = message.answer
-        self._outbox.traffic.applied(answer.epoch, now, self._uplink.round_trip())
+        traffic = self._outbox.traffic
+        traffic.applied(answer.epoch, now, self._uplink.round_trip() if traffic.measurable else 0)
         self._metrics.needs.add(len(answer.needs))
         self._journal.marks((Whole(id) for id in answer.needs), now)
         self._journal.marks((Doubt(id) for id in answer.doubts), now)

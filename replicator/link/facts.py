@@ -17,17 +17,7 @@ import orjson
 
 from replicator.link import strict
 from replicator.link.frame import Buffer
-from replicator.model import (
-    Answer,
-    Attributes,
-    Facts,
-    FileId,
-    InodeFact,
-    Kind,
-    Refusal,
-    Slot,
-    SlotFact,
-)
+from replicator.model import Answer, Attributes, Facts, FileId, InodeFact, Kind, Refusal, Slot, SlotFact
 
 TARGET_MAX = 4095
 XATTR_NAME_MAX = 255

@@ -65,9 +65,12 @@ class Brood:
         opened: list[int] = []
         try:
             for birth in births:
-                fact = facts.inodes[birth[1].fact]
+                fact, target = facts.inodes[birth[1].fact], birth[0].target
+                if self._inventory.record(fact.id) is not None or self._inventory.bound(target) is not None:
+                    left.append(birth)  # an earlier step has failed
+                    continue
                 try:
-                    fd = self._open(birth[0].target, fact)
+                    fd = self._open(target, fact)
                     opened.append(fd)
                     handle = _fill(fd, fact, pieces.get(birth[1].fact, ()))
                 except (OSError, AstrayError):

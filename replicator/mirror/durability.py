@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from replicator import syscalls
 from replicator.mirror.attributes import set_time
+from replicator.mirror.ground import open_handle
 from replicator.model import FileId
 
 ORDERED = frozenset({"ext4", "xfs"})
@@ -99,7 +100,7 @@ class SyncJob:
         syscalls.syncfs(self._fd)  # each failure is told once: another one now is not theirs
 
     def _sync_one(self, handle: bytes) -> None:
-        fd = self._open(handle, os.O_RDONLY | os.O_NONBLOCK)
+        fd = open_handle(self._fd, handle, os.O_RDONLY | os.O_NONBLOCK)
         try:
             os.fsync(fd)
         finally:
@@ -107,15 +108,10 @@ class SyncJob:
 
     def _set_time(self, id: FileId, handle: bytes, mtime_ns: int) -> None:
         try:
-            fd = self._open(handle, os.O_PATH)
+            fd = open_handle(self._fd, handle, os.O_PATH)
             try:
                 set_time(fd, mtime_ns)
             finally:
                 os.close(fd)
         except OSError as error:
             self.late[id] = error
-
-    def _open(self, handle: bytes, flags: int) -> int:
-        return syscalls.open_by_handle_at(
-            self._fd, int.from_bytes(handle[:4], "little", signed=True), handle[4:], flags
-        )

@@ -46,6 +46,11 @@ def handle_of(dirfd: int, name: bytes) -> bytes | None:
     return kind.to_bytes(4, "little", signed=True) + handle
 
 
+def open_handle(fd: int, handle: bytes, flags: int) -> int:
+    """Open the inode of a handle that `handle_of` gave; `fd` is on its filesystem. OSError: ESTALE if it is gone."""
+    return syscalls.open_by_handle_at(fd, int.from_bytes(handle[:4], "little", signed=True), handle[4:], flags)
+
+
 class Ground:
     """One replica root, whose descriptor it owns; `limbo_fd` is set by Limbo while limbo exists.
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from replicator import syscalls
 from replicator.mirror import attributes
 from replicator.mirror.foreign import Foreign
-from replicator.mirror.ground import Ground, handle_of, open_beneath
+from replicator.mirror.ground import Ground, handle_of, open_beneath, open_handle
 from replicator.mirror.intents import Intent
 from replicator.mirror.inventory import Inventory
 from replicator.mirror.limbo import Limbo
@@ -193,8 +193,7 @@ class Recovery:
         return None if found is None else self._identify(found)
 
     def _open_directory(self, handle: bytes) -> int:
-        kind = int.from_bytes(handle[:4], "little", signed=True)
-        return syscalls.open_by_handle_at(self._ground.root_fd, kind, handle[4:], os.O_PATH | os.O_DIRECTORY)
+        return open_handle(self._ground.root_fd, handle, os.O_PATH | os.O_DIRECTORY)
 
     def _set(self, place: Slot, id: FileId | None) -> None:
         before = self._inventory.bound(place)

@@ -12,7 +12,7 @@ import os
 
 import orjson
 
-from replicator import syscalls
+from replicator.mirror.ground import open_handle
 from replicator.mirror.inventory import Inventory
 
 _KEY = "witnesses"
@@ -40,9 +40,8 @@ def reverted(inventory: Inventory, root_fd: int) -> bool:
 
 
 def _changed(root_fd: int, handle: bytes) -> int | None:
-    kind = int.from_bytes(handle[:4], "little", signed=True)
     try:
-        fd = syscalls.open_by_handle_at(root_fd, kind, handle[4:], os.O_PATH)
+        fd = open_handle(root_fd, handle, os.O_PATH)
     except OSError:
         return None
     try:

@@ -87,6 +87,11 @@ class Traffic:
         return SLICE if sum(sent.bulk for sent in self._flight) + SLICE <= self.window else 0
 
     @property
+    def measurable(self) -> bool:
+        """Whether bulk is on its way, so that `applied` wants to know the round trip."""
+        return any(sent.bulk for sent in self._flight)
+
+    @property
     def window(self) -> int:
         """Bytes of bulk that may be on their way while there are small changes."""
         return max(LEAST, int(self._rate * (self._round_trip + TARGET)))
@@ -96,7 +101,7 @@ class Traffic:
         self._flight.append(_Sent(number, bulk, now, self._applied))
 
     def applied(self, number: int, now: int, round_trip: int) -> None:
-        """Epochs up to this one are visible on the replica. `round_trip`: the path's own, in ns."""
+        """Epochs up to this one are visible on the replica. `round_trip`: the path's own, in ns, if `measurable`."""
         while self._flight and self._flight[0].number <= number:
             sent = self._flight.popleft()
             self._applied += sent.bulk

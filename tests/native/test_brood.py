@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from replicator import syscalls
-from replicator.model import FileId, Kind
+from replicator.model import FileId, Kind, Slot
 from tests.native.mirror_world import ROOT
 from tests.native.test_mirror import Pair, pair, volume
 
@@ -145,3 +145,29 @@ def test_times_are_set_without_the_privilege_to_open_by_handle(pair: Pair, monke
     job()
     assert pair.mirror.finish_sync(job) == (world.epoch, ())
     assert Path(pair.root / "f").stat().st_mtime_ns == 1_234_567_891_000_000_000
+
+
+def test_a_place_that_was_not_left_is_not_taken(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory is to leave its name to a new file and cannot, and somebody else removes it just then."""
+    world = pair.world
+    old = world.make(ROOT, b"a", Kind.DIRECTORY)
+    pair.sync()
+    real = syscalls.renameat2
+
+    def refuse(old_dir: int, name: bytes, new_dir: int, new: bytes, flags: int = 0) -> None:
+        if name == b"a":
+            (pair.root / "a").rmdir()
+            raise OSError(errno.EPERM, "Operation not permitted")
+        real(old_dir, name, new_dir, new, flags)
+
+    monkeypatch.setattr(syscalls, "renameat2", refuse)
+    del world.names[Slot(ROOT, b"a")]
+    world.names[Slot(ROOT, b"b")] = old
+    new = world.make(ROOT, b"a", content=b"new")
+    answer = world.tell(pair.mirror, {Slot(ROOT, b"b"): old, Slot(ROOT, b"a"): new}, [world.fact(new)])
+    assert [refusal.id for refusal in answer.refusals] == [old]
+    assert not (pair.root / "a").exists()
+    assert answer.looks
+    monkeypatch.setattr(syscalls, "renameat2", real)
+    world.tell_until_quiet(pair.mirror, answer)
+    pair.check()
